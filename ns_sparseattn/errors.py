@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors that a user can cause, and the checks that raise them.
 
-Whatever the caller gave is a ``TypeError`` or ``ValueError`` that names the value and says what to do. A stage
-that cannot go on with valid input raises `ReconstructionError`. The command line shows both without a traceback.
+Whatever the caller gave is a ``TypeError`` or ``ValueError`` that names the value and says what to
+do. A stage that cannot go on with valid input raises `ReconstructionError`. The command line shows
+both without a traceback.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class BrokenPhotoError(ValueError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[BrokenPhotoError], tuple[Path, str]]:
-        # Exceptions are rebuilt from `args` when they cross a process boundary; ours take two arguments.
+        # Exceptions are rebuilt from `args` when they cross a process boundary; ours take two
+        # arguments.
         return (BrokenPhotoError, (self.path, self.reason))
 
 

@@ -66,14 +66,52 @@ class SceneOptions:
     """Observations kept of one point; the best agreeing views stay."""
     edge_tolerance: float = 0.05
     """Pixels whose 3 x 3 neighbourhood spans more than this share of their depth lie on an edge and make no point."""
+    candidates_per_point: float = 4.0
+    """Pixels tried per point of `max_points`, spread evenly over the photos: bounds memory and time. With 4, enough
+    remain after the filters on all scenes tried."""
+    min_fov_deg: float = 5.0
+    """Predicted focal lengths with a narrower field of view, across or down, are replaced, degrees. A 500 mm
+    telephoto lens on a full-frame camera has 4.1 across."""
+    max_fov_deg: float = 170.0
+    """Predicted focal lengths with a wider field of view, across or down, are replaced, degrees. Near 180 no
+    pinhole camera exists."""
+    default_focal_factor: float = 1.2
+    """Focal length assumed when neither the model nor EXIF knows it, as a share of the photo's longer side. This is
+    COLMAP's `default_focal_length_factor`."""
+    rotation_tolerance: float = 0.1
+    """A predicted rotation whose matrix differs by more than this (Frobenius norm) from every rotation is no pose."""
+    min_agreeing_points: int = 100
+    """With fewer points that two views agree on, unchecked points of single views are kept and a note says so. Less
+    than 100 points tie no scene together."""
+    min_agreement_share: float = 0.1
+    """A note warns if a smaller share of all pixels tried is confirmed by other views. Overlapping photos of a
+    static scene reach 0.5 and more with exact depth."""
+    max_unchecked_points: int = 20_000
+    """Points of single views kept at most when the views do not agree; enough to look at, too few to train on."""
+    min_triangulation_angle_deg: float = 1.5
+    """A note warns if the median point is seen under a smaller angle between its views, degrees. This is COLMAP's
+    `filter_min_tri_angle`: below it, depth cannot be checked between views."""
 
     def __post_init__(self) -> None:
         check_range("max_points", self.max_points, 1, 100_000_000)
-        check_range("confidence_percentile", self.confidence_percentile, 0.0, 100.0, unit=" per cent")
+        check_range(
+            "confidence_percentile", self.confidence_percentile, 0.0, 100.0, unit=" per cent"
+        )
         check_range("depth_tolerance", self.depth_tolerance, 1e-6, 1.0)
         check_range("min_views", self.min_views, 1, 1_000)
         check_range("max_track_length", self.max_track_length, 2, 100_000)
         check_range("edge_tolerance", self.edge_tolerance, 1e-6, 10.0)
+        check_range("candidates_per_point", self.candidates_per_point, 1.0, 1_000.0)
+        check_range("min_fov_deg", self.min_fov_deg, 0.01, 179.0, unit=" degrees")
+        check_range("max_fov_deg", self.max_fov_deg, self.min_fov_deg, 179.9, unit=" degrees")
+        check_range("default_focal_factor", self.default_focal_factor, 0.1, 100.0)
+        check_range("rotation_tolerance", self.rotation_tolerance, 1e-6, 1.0)
+        check_range("min_agreeing_points", self.min_agreeing_points, 0, 1_000_000)
+        check_range("min_agreement_share", self.min_agreement_share, 0.0, 1.0)
+        check_range("max_unchecked_points", self.max_unchecked_points, 1, 100_000_000)
+        check_range(
+            "min_triangulation_angle_deg", self.min_triangulation_angle_deg, 0.0, 90.0, unit=" degrees"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

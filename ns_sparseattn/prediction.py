@@ -28,8 +28,8 @@ class StageRecord:
 class Prediction:
     """A model's view of all frames in one world frame. All tensors are float32 on the CPU.
 
-    Nothing here is checked for plausibility: an untrained or failing model gives finite or non-finite nonsense, and
-    `ns_sparseattn.scene.build_scene` says so.
+    Nothing here is checked for plausibility: an untrained or failing model gives finite or
+    non-finite nonsense, and `ns_sparseattn.scene.build_scene` says so.
     """
 
     cam_from_world: Tensor  # [F, 3, 4]

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Global attention: one block-sparse operation, block selection, and plans that say which layer does what.
+
+Axes in this package: ``B`` batch, ``H`` heads, ``N`` tokens, ``D`` head size, head-major ``[B, H,
+N, D]``.
+"""
+
+from __future__ import annotations
+
+from .api import BackendName, block_sparse_attention
+from .block_map import BlockMap
+from .dense import dense_attention
+from .layout import BLOCK_K, BLOCK_Q, TokenLayout
+from .plan import AttentionPlan, BlockSparsePolicy, DensePolicy, LayerPolicy
+from .run import AttentionRun
+from .selection import select_blocks
+from .stats import LayerStats
+
+__all__ = [
+    "BLOCK_K",
+    "BLOCK_Q",
+    "AttentionPlan",
+    "AttentionRun",
+    "BackendName",
+    "BlockMap",
+    "BlockSparsePolicy",
+    "DensePolicy",
+    "LayerPolicy",
+    "LayerStats",
+    "TokenLayout",
+    "block_sparse_attention",
+    "dense_attention",
+    "select_blocks",
+]

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention plans: what each global attention layer of a model does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from .api import BackendName
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensePolicy:
+    """Every query attends to every key, through torch's scaled dot product attention."""
+
+    @property
+    def name(self) -> str:
+        return "dense"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSparsePolicy:
+    """Each query block attends to the key blocks that `select_blocks` picks, and to all special tokens."""
+
+    mass: float | None = None
+    """Share of the pooled softmax to reach, in (0, 1]; none keeps `max_density` blocks."""
+    min_density: float = 0.0
+    """Share of the key blocks kept at least."""
+    max_density: float = 1.0
+    """Share of the key blocks kept at most."""
+    backend: BackendName = "auto"
+    """What computes it."""
+
+    def __post_init__(self) -> None:
+        if self.mass is not None and not 0.0 < self.mass <= 1.0:
+            raise ValueError(f"`mass` must be in (0, 1], got {self.mass:g}.")
+        if not 0.0 <= self.min_density <= self.max_density <= 1.0 or self.max_density == 0.0:
+            raise ValueError(
+                "Density bounds must satisfy 0 <= min <= max <= 1 with max > 0, got "
+                f"{self.min_density:g} and {self.max_density:g}."
+            )
+
+    @property
+    def name(self) -> str:
+        wanted = [] if self.mass is None else [f"mass {self.mass:g}"]
+        if self.mass is None or self.max_density < 1.0:
+            wanted.append(f"density {self.max_density:g}")
+        return f"block-sparse ({', '.join(wanted)})"
+
+
+LayerPolicy = DensePolicy | BlockSparsePolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionPlan:
+    """One policy for every global layer of a model, with exceptions by layer index."""
+
+    default: LayerPolicy = field(default_factory=DensePolicy)
+    layers: Mapping[int, LayerPolicy] = field(default_factory=dict)
+    """Policies of single global layers, counted from 0, that differ from the default."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
+
+    @classmethod
+    def dense(cls) -> AttentionPlan:
+        """Return the exact plan: every layer dense."""
+        return cls()
+
+    @classmethod
+    def block_sparse(
+        cls, *, density: float | None = None, mass: float | None = None
+    ) -> AttentionPlan:
+        """Return a plan with one block-sparse policy for all layers.
+
+        Args:
+            density: Share of the key blocks that every query block keeps, or keeps at most if
+            `mass` is given.
+            mass: Share of the pooled softmax to reach.
+
+        Raises:
+            ValueError: If neither is given, or one is out of range.
+
+        Example:
+            >>> AttentionPlan.block_sparse(density=0.25).policy(3).name
+            'block-sparse (density 0.25)'
+        """
+        if density is None and mass is None:
+            raise ValueError("A block-sparse plan needs `density`, `mass`, or both.")
+        return cls(
+            default=BlockSparsePolicy(mass=mass, max_density=1.0 if density is None else density)
+        )
+
+    @classmethod
+    def preset(cls, model: str, name: str) -> AttentionPlan:
+        """Return a named plan of `ns_sparseattn.configs`.
+
+        Args:
+            model: Name of the model, for example ``"vggt"``.
+            name: Name of the plan, for example ``"exact"``.
+
+        Raises:
+            ValueError: If there is no such model or plan; the message lists what there is.
+        """
+        # Presets are built from plans, so importing them at the top would be circular.
+        from ..configs.plans import PLANS
+
+        if model not in PLANS:
+            raise ValueError(f"`model` must be one of {sorted(PLANS)}, got {model!r}.")
+        if name not in PLANS[model]:
+            raise ValueError(
+                f"`name` must be one of {sorted(PLANS[model])} for {model}, got {name!r}."
+            )
+        return PLANS[model][name].plan
+
+    def policy(self, layer: int) -> LayerPolicy:
+        """Return the policy of a global layer, counted from 0."""
+        return self.layers.get(layer, self.default)
+
+    def check_fits(self, num_layers: int) -> None:
+        """Raise ``ValueError`` if the plan names layers that a model with `num_layers` global layers lacks."""
+        missing = sorted(layer for layer in self.layers if not 0 <= layer < num_layers)
+        if missing:
+            raise ValueError(
+                f"The attention plan names layers {missing}; this model has layers 0 to {num_layers - 1}."
+            )

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One forward pass under an attention plan: the seam between a model's global layers and the attention code.
+
+A model knows where its global layers sit and how its tokens lie, and calls `AttentionRun.attend` in
+each of them. It does not know which policy or backend runs.
+
+Axes: ``B`` batch, ``H`` heads, ``N`` tokens in the model's own order, ``D`` head size.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .api import block_sparse_attention, resolve_backend
+from .dense import dense_attention
+from .layout import BLOCK_K, BLOCK_Q, BlockOrder, TokenLayout
+from .plan import AttentionPlan, BlockSparsePolicy
+from .selection import select_blocks
+from .stats import LayerStats
+
+
+class AttentionRun:
+    """The global attention of one forward pass: applies a plan and records what each layer did.
+
+    Args:
+        plan: Policy of each global layer.
+        tokens: How the model's tokens lie.
+        num_layers: Global layers of the model.
+
+    Raises:
+        ValueError: If the plan names layers that the model lacks.
+    """
+
+    def __init__(self, plan: AttentionPlan, tokens: TokenLayout, num_layers: int) -> None:
+        plan.check_fits(num_layers)
+        self._plan = plan
+        self._tokens = tokens
+        self._orders: dict[torch.device, BlockOrder] = {}
+        self._timed: list[tuple[LayerStats, _Timer]] = []
+
+    @property
+    def stats(self) -> tuple[LayerStats, ...]:
+        """What each layer did so far, in order of the calls. Waits for the device."""
+        return tuple(
+            replace(stats, time_ms=timer.total_ms(), selection_ms=timer.selection_ms())
+            for stats, timer in self._timed
+        )
+
+    def attend(
+        self,
+        layer: int,
+        q: Tensor,  # [B, H, N, D]
+        k: Tensor,  # [B, H, N, D]
+        v: Tensor,  # [B, H, N, D]
+    ) -> Tensor:
+        """Run the attention of one global layer.
+
+        Args:
+            layer: Index among the model's global layers, from 0.
+            q: ``[B, H, N, D]``, after q/k norm and positional encoding, tokens in the model's own
+            order.
+            k: ``[B, H, N, D]``, likewise.
+            v: ``[B, H, N, D]``.
+
+        Returns:
+            ``[B, H, N, D]``, tokens in the model's own order.
+
+        Raises:
+            ValueError: If the number of tokens is not the layout's.
+        """
+        if q.shape[2] != self._tokens.num_tokens:
+            raise ValueError(
+                f"`q` must have the {self._tokens.num_tokens} tokens of the layout, got {q.shape[2]}."
+            )
+        policy = self._plan.policy(layer)
+        timer = _Timer(q.device)
+        if isinstance(policy, BlockSparsePolicy):
+            out, density = self._attend_sparse(policy, timer, q, k, v)
+            backend = resolve_backend(policy.backend, q.device.type)
+        else:
+            out, density = dense_attention(q, k, v), 1.0
+            backend = "sdpa"
+        timer.stop()
+        stats = LayerStats(
+            layer=layer, policy=policy.name, backend=backend, density=density, time_ms=0.0
+        )
+        self._timed.append((stats, timer))
+        return out
+
+    def _attend_sparse(
+        self, policy: BlockSparsePolicy, timer: _Timer, q: Tensor, k: Tensor, v: Tensor
+    ) -> tuple[Tensor, float]:
+        """Re-order the tokens into blocks, select, attend, and put the result back; also return the density."""
+        order = self._order_on(q.device)
+        q, k, v = (x.index_select(2, order.gather_index) for x in (q, k, v))
+        key_mask = order.key_mask.expand(q.shape[0], -1)
+        block_map = select_blocks(
+            q,
+            k,
+            mass=policy.mass,
+            min_density=policy.min_density,
+            max_density=policy.max_density,
+            block_q=BLOCK_Q,
+            block_k=BLOCK_K,
+            num_full_q_blocks=order.num_full_q_blocks,
+            num_sink_k_blocks=order.num_sink_k_blocks,
+            key_mask=key_mask,
+        )
+        timer.selected()
+        has_padding = len(order.gather_index) > self._tokens.num_tokens
+        out = block_sparse_attention(
+            q, k, v, block_map, backend=policy.backend, key_mask=key_mask if has_padding else None
+        )
+        density = block_map.density(q.shape[2], k.shape[2], key_mask)
+        return out.index_select(2, order.scatter_index), density
+
+    def _order_on(self, device: torch.device) -> BlockOrder:
+        if device not in self._orders:
+            self._orders[device] = BlockOrder.of(self._tokens, device)
+        return self._orders[device]
+
+
+class _Timer:
+    """Wall time on the CPU, device time through events on CUDA, so that timing never stalls the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cuda = device.type == "cuda"
+        self._marks: list[float | torch.cuda.Event] = [self._now()]
+        self._selected_mark: int | None = None
+
+    def selected(self) -> None:
+        """Mark the end of block selection."""
+        self._marks.append(self._now())
+        self._selected_mark = len(self._marks) - 1
+
+    def stop(self) -> None:
+        self._marks.append(self._now())
+
+    def total_ms(self) -> float:
+        return self._between(0, len(self._marks) - 1)
+
+    def selection_ms(self) -> float:
+        return 0.0 if self._selected_mark is None else self._between(0, self._selected_mark)
+
+    def _now(self) -> float | torch.cuda.Event:
+        if not self._is_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _between(self, start: int, end: int) -> float:
+        first, last = self._marks[start], self._marks[end]
+        if isinstance(first, float) and isinstance(last, float):
+            return (last - first) * 1e3
+        assert isinstance(first, torch.cuda.Event) and isinstance(last, torch.cuda.Event)
+        last.synchronize()
+        return first.elapsed_time(last)
