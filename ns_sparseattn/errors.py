@@ -8,7 +8,9 @@ both without a traceback.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,10 +33,35 @@ class BrokenPhotoError(ValueError):
         self.path = path
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type[BrokenPhotoError], tuple[Path, str]]:
+    def __reduce__(self) -> tuple[type[BrokenPhotoError], tuple[Any, ...]]:
         # Exceptions are rebuilt from `args` when they cross a process boundary; ours take two
         # arguments.
         return (BrokenPhotoError, (self.path, self.reason))
+
+
+class BrokenPhotosError(BrokenPhotoError):
+    """Several files that should be photos cannot be read; the message names the first `MAX_NAMED` of them.
+
+    Args:
+        broken: One error per file, at least two, in the order of the files' names.
+        num_photos: Number of files that were tried.
+    """
+
+    MAX_NAMED = 10
+
+    def __init__(self, broken: Sequence[BrokenPhotoError], num_photos: int) -> None:
+        first = broken[0]
+        super().__init__(first.path, first.reason)
+        self.broken = tuple(broken)
+        self.num_photos = num_photos
+        lines = [f"{error.path}: {error.reason}" for error in self.broken[: self.MAX_NAMED]]
+        if len(self.broken) > self.MAX_NAMED:
+            lines.append(f"and {len(self.broken) - self.MAX_NAMED} more")
+        listing = "\n".join(f"  {line}" for line in lines)
+        self.args = (f"Cannot read {len(self.broken)} of {num_photos} photos:\n{listing}",)
+
+    def __reduce__(self) -> tuple[type[BrokenPhotosError], tuple[Any, ...]]:
+        return (BrokenPhotosError, (self.broken, self.num_photos))
 
 
 def check_tensor(
@@ -74,10 +101,11 @@ def check_tensor(
 
 
 def check_finite(name: str, value: Tensor) -> None:
-    """Raise ``ValueError`` if a tensor holds NaN or infinity, with how many and where the first one is."""
+    """Raise ``ValueError`` if a tensor holds NaN or infinity, with how many and where."""
     bad = ~torch.isfinite(value)
     if bool(bad.any()):
         first = tuple(int(i) for i in bad.nonzero()[0])
         raise ValueError(
-            f"`{name}` must be finite, got {int(bad.sum())} non-finite values, the first at {first}."
+            f"`{name}` must be finite, got {int(bad.sum())} non-finite values, "
+            f"the first at {first}."
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every model returns: cameras, depth and confidence in network pixels and in the model's own scale.
+"""What every model returns: cameras, depth and confidence in network pixels.
 
 Axes: ``F`` frames, ``H`` network rows, ``W`` network columns.
 """
@@ -56,4 +56,5 @@ class Prediction:
 
     @property
     def num_frames(self) -> int:
+        """Frames that were predicted."""
         return int(self.depth.shape[0])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Global attention: one block-sparse operation, block selection, and plans that say which layer does what.
+"""Global attention: a block-sparse operation, block selection, and plans for each layer.
 
 Axes in this package: ``B`` batch, ``H`` heads, ``N`` tokens, ``D`` head size, head-major ``[B, H,
 N, D]``.

@@ -115,7 +115,7 @@ def block_sparse_attention(
 
 
 def resolve_backend(backend: BackendName, device_type: str) -> str:
-    """Return the backend that a name stands for on a kind of device; raise ``ValueError`` for an unknown name."""
+    """Return what a name stands for on a kind of device; ``ValueError`` if it is unknown."""
     name = _choose(device_type) if backend == "auto" else backend
     if name not in _BACKENDS:
         raise ValueError(f"`backend` must be one of {['auto', *_BACKENDS]}, got {backend!r}.")

@@ -49,11 +49,13 @@ class BlockMap:
             )
         if not 0 <= self.num_full_q_blocks <= self.num_q_blocks:
             raise ValueError(
-                f"`num_full_q_blocks` must be 0 to {self.num_q_blocks}, got {self.num_full_q_blocks}."
+                f"`num_full_q_blocks` must be 0 to {self.num_q_blocks}, "
+                f"got {self.num_full_q_blocks}."
             )
         if not 0 <= self.num_sink_k_blocks <= self.num_k_blocks:
             raise ValueError(
-                f"`num_sink_k_blocks` must be 0 to {self.num_k_blocks}, got {self.num_sink_k_blocks}."
+                f"`num_sink_k_blocks` must be 0 to {self.num_k_blocks}, "
+                f"got {self.num_sink_k_blocks}."
             )
         rows = self.num_batch * self.num_heads * self.num_listed_q_blocks
         check_tensor("row_offsets", self.row_offsets, (rows + 1,), is_floating=False)
@@ -66,10 +68,12 @@ class BlockMap:
 
     @property
     def num_listed_q_blocks(self) -> int:
+        """Query blocks that have a list."""
         return self.num_q_blocks - self.num_full_q_blocks
 
     @property
     def num_listed_k_blocks(self) -> int:
+        """Key blocks that lists may name."""
         return self.num_k_blocks - self.num_sink_k_blocks
 
     @property
@@ -152,7 +156,7 @@ class BlockMap:
         return mask
 
     def check_fits(self, q: Tensor, k: Tensor) -> None:
-        """Raise ``ValueError`` unless the map describes ``q`` ``[B, H, Nq, D]`` against ``k`` ``[B, H, Nk, D]``."""
+        """Raise ``ValueError`` unless the map fits ``q [B, H, Nq, D]`` and ``k [B, H, Nk, D]``."""
         expected = (
             q.shape[0],
             q.shape[1],
@@ -162,8 +166,8 @@ class BlockMap:
         actual = (self.num_batch, self.num_heads, self.num_q_blocks, self.num_k_blocks)
         if actual != expected:
             raise ValueError(
-                f"`block_map` must cover [B, H, NQ, NK] = {list(expected)} for these q and k in blocks of "
-                f"{self.block_q} queries and {self.block_k} keys, got {list(actual)}."
+                f"`block_map` must cover [B, H, NQ, NK] = {list(expected)} for these q and k in "
+                f"blocks of {self.block_q} queries and {self.block_k} keys, got {list(actual)}."
             )
         if self.columns.device != q.device:
             raise ValueError(
@@ -173,7 +177,8 @@ class BlockMap:
             low, high = int(self.columns.min()), int(self.columns.max())
             if low < 0 or high >= self.num_listed_k_blocks:
                 raise ValueError(
-                    f"`block_map.columns` must be 0 to {self.num_listed_k_blocks - 1}, got {low} to {high}."
+                    f"`block_map.columns` must be 0 to {self.num_listed_k_blocks - 1}, "
+                    f"got {low} to {high}."
                 )
 
     def density(self, num_q: int, num_k: int, key_mask: Tensor | None = None) -> float:
@@ -218,6 +223,6 @@ class BlockMap:
 
 
 def _block_sizes(num_tokens: int, block: int, device: torch.device) -> Tensor:
-    """Number of tokens in each block, ``[ceil(num_tokens / block)]``; the last one may be ragged."""
+    """Return the tokens of each block, ``[ceil(num_tokens / block)]``; the last may be ragged."""
     starts = torch.arange(0, num_tokens, block, device=device)
     return (num_tokens - starts).clamp(max=block)

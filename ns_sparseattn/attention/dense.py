@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dense attention through torch's scaled dot product attention, the peer that block sparsity has to beat.
+"""Dense attention through torch's own kernels, the peer that block sparsity has to beat.
 
 Axes: ``B`` batch, ``H`` heads, ``Nq``/``Nk`` tokens, ``D`` head size.
 """
@@ -17,7 +17,10 @@ def dense_attention(
     *,
     key_mask: Tensor | None = None,  # [B, Nk] bool
 ) -> Tensor:
-    """Attend to every key that exists. Returns ``[B, H, Nq, D]``; a query without any key gives zeros.
+    """Attend to every key that exists.
+
+    Returns:
+        ``[B, H, Nq, D]``; a query without any key gives zeros.
 
     Example:
         >>> import torch

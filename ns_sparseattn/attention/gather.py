@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Block-sparse attention in plain torch: gather the listed key blocks of many query blocks, then dense products.
+"""Block-sparse attention in plain torch: gather the listed key blocks, then dense products.
 
 Correct on every device and dtype; the work is proportional to the blocks kept. Rows are handled in
 order of their list length, so that a batch of rows wastes little on padding.
@@ -88,7 +88,7 @@ def _attend(
     keep: Tensor | None,  # [R, L, T] bool
     accumulate: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Attend of some query blocks to their gathered key blocks; output ``[R, M, D]`` and log-sum-exp ``[R, M]``."""
+    """Attend with some query blocks; return output ``[R, M, D]`` and log-sum-exp ``[R, M]``."""
     head_size = q_blocks.shape[-1]
     if columns.shape[1] == 0:
         out = q_blocks.new_zeros(len(rows), *q_blocks.shape[1:])
@@ -118,7 +118,7 @@ def _to_blocks(tokens: Tensor, num_blocks: int, block: int) -> Tensor:
 def _key_exists(
     batch: int, num_k: int, block_map: BlockMap, key_mask: Tensor | None, device: torch.device
 ) -> Tensor:
-    """Return ``[B, NK, T]`` booleans: false for the padding of the last block and for masked keys."""
+    """Return ``[B, NK, T]`` booleans: false for masked keys and the last block's padding."""
     if key_mask is None:
         key_mask = torch.ones(batch, num_k, dtype=torch.bool, device=device)
     padded = F.pad(key_mask, (0, block_map.num_k_blocks * block_map.block_k - num_k))
@@ -131,7 +131,7 @@ def _batches_of_rows(
     num_sinks: int,
     scores_per_entry: int,
 ) -> list[Tensor]:
-    """Split rows into batches whose padded lists hold at most `_SCORES_PER_BATCH` scores (one row at least)."""
+    """Split rows into batches of at most `_SCORES_PER_BATCH` scores, padding included."""
     lengths = (counts[order] + num_sinks).tolist()
     batches, start = [], 0
     for end in range(1, len(lengths) + 1):
@@ -149,7 +149,7 @@ def _pad_lists(
     rows: Tensor,  # [R]
     sinks: Tensor,  # [S]
 ) -> tuple[Tensor, Tensor]:
-    """Return the rows' key blocks, sinks last, padded to one length: ids ``[R, L]`` and whether each is real."""
+    """Return the rows' key blocks, sinks last, padded to one length: ids ``[R, L]``, is real."""
     starts = block_map.row_offsets[first_row + rows]
     lengths = block_map.row_offsets[first_row + rows + 1] - starts
     slots = torch.arange(int(lengths.max()), device=rows.device)

@@ -45,10 +45,12 @@ class TokenLayout:
 
     @property
     def tokens_per_frame(self) -> int:
+        """Special tokens and patches of a frame."""
         return self.num_special + self.num_patches
 
     @property
     def num_tokens(self) -> int:
+        """Tokens of all frames."""
         return self.num_frames * self.tokens_per_frame
 
 
@@ -69,7 +71,7 @@ class BlockOrder:
 
     @classmethod
     def of(cls, tokens: TokenLayout, device: torch.device) -> BlockOrder:
-        """Build the order of a token layout on a device. Patches keep their raster order within each frame."""
+        """Build the order of a layout on a device; patches stay frame by frame, row by row."""
         ids = torch.arange(tokens.num_tokens, device=device).reshape(tokens.num_frames, -1)
         patches = ids[:, tokens.num_special :].flatten()
         specials = ids[:, : tokens.num_special].flatten()

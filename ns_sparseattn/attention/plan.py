@@ -16,12 +16,13 @@ class DensePolicy:
 
     @property
     def name(self) -> str:
+        """Short name for statistics."""
         return "dense"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSparsePolicy:
-    """Each query block attends to the key blocks that `select_blocks` picks, and to all special tokens."""
+    """Each query block attends to the blocks that `select_blocks` picks and to special tokens."""
 
     mass: float | None = None
     """Share of the pooled softmax to reach, in (0, 1]; none keeps `max_density` blocks."""
@@ -43,6 +44,7 @@ class BlockSparsePolicy:
 
     @property
     def name(self) -> str:
+        """Short name for statistics, with the shares asked for."""
         wanted = [] if self.mass is None else [f"mass {self.mass:g}"]
         if self.mass is None or self.max_density < 1.0:
             wanted.append(f"density {self.max_density:g}")
@@ -119,9 +121,10 @@ class AttentionPlan:
         return self.layers.get(layer, self.default)
 
     def check_fits(self, num_layers: int) -> None:
-        """Raise ``ValueError`` if the plan names layers that a model with `num_layers` global layers lacks."""
+        """Raise ``ValueError`` if the plan names layers beyond the model's `num_layers`."""
         missing = sorted(layer for layer in self.layers if not 0 <= layer < num_layers)
         if missing:
             raise ValueError(
-                f"The attention plan names layers {missing}; this model has layers 0 to {num_layers - 1}."
+                f"The attention plan names layers {missing}; "
+                f"this model has layers 0 to {num_layers - 1}."
             )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One forward pass under an attention plan: the seam between a model's global layers and the attention code.
+"""One forward pass under an attention plan: the seam between a model and the attention code.
 
 A model knows where its global layers sit and how its tokens lie, and calls `AttentionRun.attend` in
 each of them. It does not know which policy or backend runs.
@@ -74,7 +74,8 @@ class AttentionRun:
         """
         if q.shape[2] != self._tokens.num_tokens:
             raise ValueError(
-                f"`q` must have the {self._tokens.num_tokens} tokens of the layout, got {q.shape[2]}."
+                f"`q` must have the {self._tokens.num_tokens} tokens of the layout, "
+                f"got {q.shape[2]}."
             )
         policy = self._plan.policy(layer)
         timer = _Timer(q.device)
@@ -94,7 +95,7 @@ class AttentionRun:
     def _attend_sparse(
         self, policy: BlockSparsePolicy, timer: _Timer, q: Tensor, k: Tensor, v: Tensor
     ) -> tuple[Tensor, float]:
-        """Re-order the tokens into blocks, select, attend, and put the result back; also return the density."""
+        """Re-order into blocks, select, attend, put the result back; also return the density."""
         order = self._order_on(q.device)
         q, k, v = (x.index_select(2, order.gather_index) for x in (q, k, v))
         key_mask = order.key_mask.expand(q.shape[0], -1)
@@ -125,7 +126,7 @@ class AttentionRun:
 
 
 class _Timer:
-    """Wall time on the CPU, device time through events on CUDA, so that timing never stalls the device."""
+    """Wall time on the CPU; on CUDA device time through events, which never stalls the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._is_cuda = device.type == "cuda"
@@ -138,12 +139,15 @@ class _Timer:
         self._selected_mark = len(self._marks) - 1
 
     def stop(self) -> None:
+        """Mark the end."""
         self._marks.append(self._now())
 
     def total_ms(self) -> float:
+        """Return the time from construction to the end."""
         return self._between(0, len(self._marks) - 1)
 
     def selection_ms(self) -> float:
+        """Return the time from construction to the end of selection; 0 without one."""
         return 0.0 if self._selected_mark is None else self._between(0, self._selected_mark)
 
     def _now(self) -> float | torch.cuda.Event:
@@ -157,6 +161,7 @@ class _Timer:
         first, last = self._marks[start], self._marks[end]
         if isinstance(first, float) and isinstance(last, float):
             return (last - first) * 1e3
-        assert isinstance(first, torch.cuda.Event) and isinstance(last, torch.cuda.Event)
+        assert isinstance(first, torch.cuda.Event)
+        assert isinstance(last, torch.cuda.Event)
         last.synchronize()
         return first.elapsed_time(last)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choose key blocks without training: softmax over pooled queries and keys, kept by mass or by count.
+"""Choose key blocks without training: softmax over pooled queries and keys.
 
 Source: Block-Sparse Global Attention for Efficient Multi-View Geometry Transformers (arXiv
 2509.07120). Three differences from its published code. The mass asked for is reached, not missed by
@@ -76,7 +76,8 @@ def select_blocks(
         raise ValueError(f"`mass` must be in (0, 1], got {mass:g}.")
     if not 0.0 <= min_density <= max_density <= 1.0:
         raise ValueError(
-            f"Density bounds must satisfy 0 <= min <= max <= 1, got {min_density:g} and {max_density:g}."
+            "Density bounds must satisfy 0 <= min <= max <= 1, "
+            f"got {min_density:g} and {max_density:g}."
         )
     batch, heads, num_q, head_size = q.shape
     num_q_blocks, num_k_blocks = math.ceil(num_q / block_q), math.ceil(k.shape[2] / block_k)
@@ -123,7 +124,7 @@ def select_blocks(
 
 
 def _keep(scores: Tensor, mass: float | None, least: int, most: int) -> Tensor:
-    """Return ``[R, C]`` booleans: the best blocks of each row, `least` to `most` of them, until `mass` is reached."""
+    """Return ``[R, C]``: the best `least` to `most` blocks of each row that reach `mass`."""
     if bool(torch.isnan(scores).any()):
         raise ValueError("`q` and `k` must be finite: the pooled attention scores contain NaN.")
     if mass is None:
@@ -144,7 +145,7 @@ def _block_means(
     block: int,
     mask: Tensor | None,  # [B, N] bool
 ) -> tuple[Tensor, Tensor]:
-    """Return the float32 mean of the existing tokens of each block ``[B, H, C, D]`` and their number ``[B, C]``."""
+    """Return each block's mean over its tokens ``[B, H, C, D]`` and their number ``[B, C]``."""
     batch, heads, num_tokens, head_size = tokens.shape
     if mask is None:
         mask = torch.ones(batch, num_tokens, dtype=torch.bool, device=tokens.device)

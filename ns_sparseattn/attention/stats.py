@@ -17,7 +17,7 @@ class LayerStats:
     backend: str
     """What computed it."""
     density: float
-    """Share of all (query token, key token) pairs that were computed, special tokens included; 1 if dense."""
+    """Share of all (query, key) token pairs that were computed, special tokens included."""
     time_ms: float
     """Wall time (CPU) or device time (CUDA) of the layer's attention, block selection included."""
     selection_ms: float = 0.0
