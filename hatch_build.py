@@ -2,8 +2,9 @@
 """What a wheel holds beside the package folder itself.
 
 - The start-up files go to the top of site-packages, in normal and editable installs alike.
-- ``kernels/`` and ``configs/`` stand at the top level of the repository and are installed as sub-packages.
-  An editable install finds them through the links inside ``ns_sparseattn/``; a wheel gets copies.
+- ``kernels/`` and ``configs/`` stand at the top level of the repository and are installed as
+  sub-packages. An editable install finds them through the links inside ``ns_sparseattn/``; a wheel
+  gets copies.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Add this package's sub-commands to ``ns-process-data``.
 
-nerfstudio has no extension point for that command, so ``ns_sparseattn.pth`` (``ns_sparseattn.start``
-from Python 3.15 on) calls `install` when the interpreter starts. `install` puts one finder on
-``sys.meta_path`` and imports nothing; only when ``nerfstudio.scripts.process_data`` is imported does the
-finder do anything: it lets the module load as usual and then hands it to
-``ns_sparseattn.nerfstudio.process_data.extend_commands``.
+nerfstudio has no extension point for that command, so ``ns_sparseattn.pth``
+(``ns_sparseattn.start`` from Python 3.15 on) calls `install` when the interpreter starts. `install`
+puts one finder on ``sys.meta_path`` and imports nothing; only when
+``nerfstudio.scripts.process_data`` is imported does the finder do anything: it lets the module load
+as usual and then hands it to ``ns_sparseattn.nerfstudio.process_data.extend_commands``.
 
-This file runs in every process of the environment. It therefore uses the standard library alone, stays
-cheap, and never lets a failure of ours reach nerfstudio: that costs one line on stderr. The environment
-variable ``NS_SPARSEATTN_NO_HOOK=1`` turns it off. ``ns-sparseattn`` offers the same commands without it.
+This file runs in every process of the environment. It therefore uses the standard library alone,
+stays cheap, and never lets a failure of ours reach nerfstudio: that costs one line on stderr. The
+environment variable ``NS_SPARSEATTN_NO_HOOK=1`` turns it off. ``ns-sparseattn`` offers the same
+commands without it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import sys
 # The built-in module: `threading` would be the only costly import of this file.
 from _thread import get_ident
 
-# For annotations alone, which are never evaluated: importing these at start-up would cost milliseconds.
+# For annotations alone, which are never evaluated: importing these at start-up would cost
+# milliseconds.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
