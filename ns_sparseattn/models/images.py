@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks and normalisation of the images that a model receives.
+
+Axes: ``B`` scenes, ``F`` frames, ``H`` x ``W`` pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def check_images(images: object, patch_size: int) -> Tensor:
+    """Check images and give them a scene axis.
+
+    Args:
+        images: ``[B, F, 3, H, W]`` or ``[F, 3, H, W]``, uint8 or float in [0, 1].
+        patch_size: Side of a patch; height and width must be multiples of it.
+
+    Returns:
+        ``[B, F, 3, H, W]``.
+
+    Raises:
+        TypeError: If it is no tensor, or its dtype is neither uint8 nor floating point.
+        ValueError: If shape or range do not fit.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"`images` must be a torch.Tensor, got {type(images).__name__}.")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise TypeError(f"`images` must be uint8 or floating point, got {images.dtype}.")
+    if images.ndim not in (4, 5) or images.shape[-3] != 3:
+        raise ValueError(
+            f"`images` must have shape [F, 3, H, W] or [B, F, 3, H, W], got {list(images.shape)}."
+        )
+    if 0 in images.shape:
+        raise ValueError(f"`images` must hold at least one frame and pixel, got {list(images.shape)}.")
+    height, width = images.shape[-2:]
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f"`images` must have sides that are multiples of {patch_size}, got {height} x {width}."
+        )
+    if images.is_floating_point():
+        low, high = (float(bound) for bound in images.aminmax())
+        if not (low >= 0.0 and high <= 1.0):
+            raise ValueError(f"`images` must lie in [0, 1], got values from {low:g} to {high:g}.")
+    return images if images.ndim == 5 else images.unsqueeze(0)
+
+
+def normalize_images(
+    images: Tensor,  # [..., 3, H, W]
+) -> Tensor:
+    """Scale uint8 to [0, 1] and apply the ImageNet mean and deviation. Returns float32 of the same shape."""
+    scaled = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    mean = scaled.new_tensor(_IMAGENET_MEAN).view(3, 1, 1)
+    std = scaled.new_tensor(_IMAGENET_STD).view(3, 1, 1)
+    return (scaled - mean) / std

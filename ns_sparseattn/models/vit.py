@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DINOv2 vision transformer with register tokens, the image encoder of all models.
+
+Axes: ``F`` frames, ``H`` x ``W`` pixels, ``P`` patches in row-major order, ``C`` channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .block import Block, BlockConfig, LayerNorm
+
+_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class VitConfig:
+    """Sizes of the image encoder; the defaults are ViT-L/14 with four registers."""
+
+    dim: int = 1024
+    """Channels of a token."""
+    depth: int = 24
+    """Number of blocks."""
+    num_heads: int = 16
+    """Attention heads."""
+    patch_size: int = 14
+    """Side of a patch, in pixels."""
+    image_size: int = 518
+    """Side of the square image, in pixels, that the learned position embedding was made for."""
+    num_registers: int = 4
+    """Register tokens between the class token and the patches."""
+
+    @property
+    def grid_size(self) -> int:
+        return self.image_size // self.patch_size
+
+
+def resize_position_grid(
+    position_embedding: Tensor,  # [1, 1 + G * G, C]
+    grid_height: int,
+    grid_width: int,
+) -> Tensor:
+    """Resize the patch part of a learned position embedding to another grid, in float32.
+
+    Args:
+        position_embedding: The class token's embedding, then a square grid in row-major order.
+        grid_height: Rows of patches.
+        grid_width: Columns of patches.
+
+    Returns:
+        ``[1, 1 + grid_height * grid_width, C]`` in the dtype of the input.
+    """
+    class_part, grid = position_embedding[:, :1], position_embedding[:, 1:]
+    side = round(grid.shape[1] ** 0.5)
+    if (grid_height, grid_width) == (side, side):
+        return position_embedding
+    grid = grid.float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    grid = F.interpolate(
+        grid, size=(grid_height, grid_width), mode="bicubic", antialias=True, align_corners=False
+    )
+    grid = grid.flatten(2).transpose(1, 2).to(position_embedding.dtype)
+    return torch.cat([class_part, grid], dim=1)
+
+
+class _PatchProjection(nn.Module):
+    """The strided convolution that turns pixels into patch tokens."""
+
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, config.dim, kernel_size=config.patch_size, stride=config.patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class VisionTransformer(nn.Module):
+    """Encode images into patch tokens, each frame by itself."""
+
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        block = BlockConfig(dim=dim, num_heads=config.num_heads, norm_eps=_NORM_EPS)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        # The published files carry the token that masked training used; inference does not read it.
+        self.mask_token = nn.Parameter(torch.zeros(1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid_size**2, dim))
+        self.register_tokens = nn.Parameter(torch.zeros(1, config.num_registers, dim))
+        self.patch_embed = _PatchProjection(config)
+        self.blocks = nn.ModuleList(Block(block) for _ in range(config.depth))
+        self.norm = LayerNorm(dim, eps=_NORM_EPS)
+
+    def forward(
+        self,
+        images: Tensor,  # [F, 3, H, W]
+    ) -> Tensor:
+        """Return the normalised patch tokens.
+
+        Args:
+            images: Images after ImageNet normalisation; both sides are multiples of the patch size.
+
+        Returns:
+            ``[F, P, C]``; class and register tokens are dropped.
+        """
+        num_frames, _, height, width = images.shape
+        patch = self.config.patch_size
+        positions = resize_position_grid(self.pos_embed, height // patch, width // patch)
+        tokens = torch.cat(
+            [
+                (self.cls_token + positions[:, :1]).expand(num_frames, -1, -1),
+                self.register_tokens.expand(num_frames, -1, -1),
+                self.patch_embed(images) + positions[:, 1:],
+            ],
+            dim=1,
+        )
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens[:, 1 + self.config.num_registers :])

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deterministic weights and images, made from names alone, with which reference outputs were recorded.
+
+Every tensor has its own random stream, seeded by the SHA-256 of its name, so neither the order in which tensors are
+made nor any model code matters.
+
+Axes: ``F`` frames, ``H`` x ``W`` pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_LAYER_SCALE_MEAN, _LAYER_SCALE_STD = 0.3, 0.05
+_NORM_STD = 0.1
+_BIAS_STD = 0.05
+_TOKEN_STD = 0.3
+_LINEAR_GAIN = 0.8
+
+
+def named_rng(name: str) -> np.random.Generator:
+    """Return the random stream of a name."""
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+def weight_distribution(key: str, shape: tuple[int, ...], conv_gain: float) -> tuple[float, float]:
+    """Return mean and standard deviation of a parameter, chosen by the end of its name and its number of axes."""
+    kind = key.rpartition(".")[2]
+    if kind == "gamma":
+        return _LAYER_SCALE_MEAN, _LAYER_SCALE_STD
+    if kind == "bias":
+        return 0.0, _BIAS_STD
+    if kind != "weight":
+        return 0.0, _TOKEN_STD
+    if len(shape) == 1:
+        return 1.0, _NORM_STD
+    gain = conv_gain if len(shape) == 4 else _LINEAR_GAIN
+    return 0.0, gain / math.sqrt(math.prod(shape[1:]))
+
+
+def make_weight(tag: str, key: str, shape: tuple[int, ...], conv_gain: float = 1.0) -> Tensor:
+    """Return one parameter of the recipe, float32."""
+    mean, std = weight_distribution(key, shape, conv_gain)
+    values = named_rng(f"{tag}/param/{key}").standard_normal(shape)
+    values *= std
+    values += mean
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def fill_weights(module: nn.Module, tag: str, conv_gain: float = 1.0) -> None:
+    """Give every parameter of a module, which may be on the meta device, its values of the recipe.
+
+    Args:
+        module: The model; its parameter names must be those of the published weights.
+        tag: Name of the set of weights.
+        conv_gain: Gain of convolutions.
+    """
+    for owner_name, owner in module.named_modules():
+        for name, parameter in list(owner.named_parameters(recurse=False)):
+            key = f"{owner_name}.{name}" if owner_name else name
+            values = make_weight(tag, key, tuple(parameter.shape), conv_gain)
+            setattr(owner, name, nn.Parameter(values, requires_grad=parameter.requires_grad))
+
+
+def make_images(image_tag: str, num_frames: int, height: int, width: int) -> Tensor:
+    """Return smooth noisy images, float32 in [0, 1], ``[F, 3, H, W]``."""
+    y = ((np.arange(height) + 0.5) / height)[:, None]
+    x = ((np.arange(width) + 0.5) / width)[None, :]
+    images = np.empty((num_frames, 3, height, width), dtype=np.float32)
+    for frame in range(num_frames):
+        for channel in range(3):
+            rng = named_rng(f"{image_tag}/image/{frame}/{channel}")
+            frequency_x, frequency_y = rng.uniform(-3, 3, 2)
+            phase = rng.uniform(0, 2 * np.pi)
+            noise = rng.random((height, width))
+            wave = np.sin(2 * np.pi * (frequency_x * x + frequency_y * y) + phase)
+            images[frame, channel] = np.clip(0.5 + 0.3 * wave + 0.2 * (2 * noise - 1), 0, 1)
+    return torch.from_numpy(images)

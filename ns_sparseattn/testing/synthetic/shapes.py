@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Closed-form shapes: where rays meet them, and which way their surface faces.
+
+The world has y pointing down, as cameras do, in metres. A ray is ``origin + t * direction``; directions need not
+have unit length, so with directions of camera depth 1 the parameter t is the z-depth itself, exactly.
+
+Axes: ``R`` rays, ``P`` points.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Vector = tuple[float, float, float]
+
+_FACE_OFFSET = 0.377
+"""Shift between the textures of neighbouring faces, so that none shows what another one shows."""
+
+
+class Shape(Protocol):
+    """What the renderer asks of a shape."""
+
+    def intersect(self, origin: Tensor, direction: Tensor) -> Tensor:
+        """Return t of the first hit of rays ``[R, 3]``, ``[R]``; infinity where there is none."""
+        ...
+
+    def surface(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return outward unit normals ``[P, 3]`` and texture coordinates ``[P, 2]`` in metres at surface points."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plane:
+    """An endless plane."""
+
+    point: Vector
+    normal: Vector
+    """Of any length."""
+
+    def intersect(self, origin: Tensor, direction: Tensor) -> Tensor:
+        """Return t of the first hit."""
+        normal = origin.new_tensor(self.normal)
+        distance = ((origin.new_tensor(self.point) - origin) * normal).sum(-1)
+        t = distance / (direction * normal).sum(-1)
+        return torch.where(t > 0, t, math.inf)
+
+    def surface(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return normals and texture coordinates."""
+        normal = torch.nn.functional.normalize(points.new_tensor(self.normal), dim=0)
+        helper = points.new_tensor([0.0, 1.0, 0.0] if abs(float(normal[1])) < 0.9 else [1.0, 0.0, 0.0])
+        u = torch.nn.functional.normalize(torch.linalg.cross(helper, normal), dim=0)
+        v = torch.linalg.cross(normal, u)
+        offset = points - points.new_tensor(self.point)
+        return normal.expand_as(points), torch.stack([(offset * u).sum(-1), (offset * v).sum(-1)], -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """A box turned about the vertical axis; seen from inside it is a room."""
+
+    center: Vector
+    half: Vector
+    """Half its edges."""
+    yaw_deg: float = 0.0
+    is_room: bool = False
+    """Whether rays meet its far side, and its normals point inwards."""
+
+    def intersect(self, origin: Tensor, direction: Tensor) -> Tensor:
+        """Return t of the first hit."""
+        near, far = torch.full_like(direction[:, 0], -math.inf), torch.full_like(direction[:, 0], math.inf)
+        local_origin = self._to_local(origin - origin.new_tensor(self.center))
+        local_direction = self._to_local(direction)
+        for axis in range(3):
+            inverse = 1.0 / local_direction[:, axis]
+            middle = -local_origin[..., axis] * inverse
+            reach = self.half[axis] * inverse.abs()
+            # A ray in the plane of a face gives NaN, which the two functions hand over to the other operand.
+            near = torch.fmax(near, middle - reach)
+            far = torch.fmin(far, middle + reach)
+        if self.is_room:
+            return torch.where(far > 0, far, math.inf)
+        return torch.where((near <= far) & (near > 0), near, math.inf)
+
+    def surface(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return normals and texture coordinates."""
+        local = self._to_local(points - points.new_tensor(self.center))
+        axis = (local.abs() / local.new_tensor(self.half)).argmax(-1)
+        sign = local.gather(-1, axis[:, None]).sign()
+        normal = torch.nn.functional.one_hot(axis, 3).to(local) * sign
+        x, y, z = local.unbind(-1)
+        u = torch.where(axis == 0, z, x)
+        v = torch.where(axis == 1, z, y)
+        shift = (2 * axis + (sign[:, 0] > 0)) * _FACE_OFFSET * 2 * max(self.half)
+        normal = self._to_world(-normal if self.is_room else normal)
+        return normal, torch.stack([u + shift, v], dim=-1)
+
+    def _to_local(self, vectors: Tensor) -> Tensor:
+        return self._turn(vectors, -math.radians(self.yaw_deg))
+
+    def _to_world(self, vectors: Tensor) -> Tensor:
+        return self._turn(vectors, math.radians(self.yaw_deg))
+
+    def _turn(self, vectors: Tensor, angle: float) -> Tensor:
+        if angle == 0.0:
+            return vectors
+        cos, sin = math.cos(angle), math.sin(angle)
+        x, y, z = vectors.unbind(-1)
+        return torch.stack([cos * x + sin * z, y, cos * z - sin * x], dim=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sphere:
+    """A ball."""
+
+    center: Vector
+    radius: float
+
+    def intersect(self, origin: Tensor, direction: Tensor) -> Tensor:
+        """Return t of the first hit."""
+        offset = origin - origin.new_tensor(self.center)
+        a = (direction * direction).sum(-1)
+        b = (direction * offset).sum(-1)
+        c = (offset * offset).sum(-1) - self.radius**2
+        root = b * b - a * c
+        t = (-b - root.clamp(min=0.0).sqrt()) / a
+        return torch.where((root > 0) & (t > 0), t, math.inf)
+
+    def surface(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return normals and texture coordinates."""
+        normal = (points - points.new_tensor(self.center)) / self.radius
+        x, y, z = normal.unbind(-1)
+        longitude, latitude = torch.atan2(x, z), torch.asin(y.clamp(-1.0, 1.0))
+        return normal, torch.stack([longitude, latitude], dim=-1) * self.radius
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pillar:
+    """An upright cylinder without caps: it reaches from one end to the other, usually floor to ceiling."""
+
+    center: Vector
+    radius: float
+    half_height: float
+
+    def intersect(self, origin: Tensor, direction: Tensor) -> Tensor:
+        """Return t of the first hit."""
+        offset = origin - origin.new_tensor(self.center)
+        a = direction[:, 0] ** 2 + direction[:, 2] ** 2
+        b = direction[:, 0] * offset[..., 0] + direction[:, 2] * offset[..., 2]
+        c = offset[..., 0] ** 2 + offset[..., 2] ** 2 - self.radius**2
+        root = b * b - a * c
+        t = (-b - root.clamp(min=0.0).sqrt()) / a
+        height = offset[..., 1] + t * direction[:, 1]
+        return torch.where((root > 0) & (t > 0) & (height.abs() <= self.half_height), t, math.inf)
+
+    def surface(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return normals and texture coordinates."""
+        offset = points - points.new_tensor(self.center)
+        x, y, z = offset.unbind(-1)
+        normal = torch.stack([x, torch.zeros_like(y), z], dim=-1) / self.radius
+        return normal, torch.stack([torch.atan2(x, z) * self.radius, y], dim=-1)
