@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The exact map between the pixels of a photo and those of the tensor that a network sees.
 
-``original`` pixels are those of the upright photo (after its EXIF rotation), ``network`` pixels those of the tensor.
-In between lie a resize, then a crop, then padding. With pixel centres at half integers (see `ns_sparseattn.geometry`)
-all three are one scale and one shift per axis, with no half-pixel corrections anywhere:
-``network = original * scale + shift``.
+``original`` pixels are those of the upright photo (after its EXIF rotation), ``network`` pixels
+those of the tensor. In between lie a resize, then a crop, then padding. With pixel centres at half
+integers (see `ns_sparseattn.geometry`) all three are one scale and one shift per axis, with no
+half-pixel corrections anywhere: ``network = original * scale + shift``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class PixelMap:
-    """Resize the whole photo to `resized_size`, then shift it by `shift` inside a tensor of `network_size`.
+    """Resize the whole photo, then shift it inside a tensor of another size.
 
     A negative shift crops, a positive one pads.
     """
@@ -39,10 +39,14 @@ class PixelMap:
         for name in ("original_size", "resized_size", "network_size"):
             size = getattr(self, name)
             if min(size) < 1:
-                raise ValueError(f"`{name}` must be at least 1 x 1 pixel, got {size[0]} x {size[1]}.")
+                raise ValueError(
+                    f"`{name}` must be at least 1 x 1 pixel, got {size[0]} x {size[1]}."
+                )
         x0, y0, x1, y1 = self.box
         if x0 >= x1 or y0 >= y1:
-            raise ValueError(f"`shift` must leave part of the photo in the tensor, got {self.shift}.")
+            raise ValueError(
+                f"`shift` must leave part of the photo in the tensor, got {self.shift}."
+            )
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -69,7 +73,7 @@ class PixelMap:
         return float(Fraction((x1 - x0) * (y1 - y0), self.resized_size[0] * self.resized_size[1]))
 
     def padded_to(self, network_size: Size) -> PixelMap:
-        """Return the same map with the tensor centred in a larger one, extra pixels split with the smaller half first."""
+        """Return the same map with the tensor centred in a larger one; an odd pixel goes behind."""
         extra_x = network_size[0] - self.network_size[0]
         extra_y = network_size[1] - self.network_size[1]
         if extra_x < 0 or extra_y < 0:
@@ -84,11 +88,13 @@ class PixelMap:
         )
 
     def to_network(self, pixels: Tensor) -> Tensor:
-        """Map original pixels ``[..., 2]`` to network pixels ``[..., 2]``."""
+        """Map original pixels ``[..., 2]`` to network pixels; integers become float64."""
+        pixels = _as_floating(pixels)
         return pixels * pixels.new_tensor(self.scale) + pixels.new_tensor(self.shift)
 
     def to_original(self, pixels: Tensor) -> Tensor:
-        """Map network pixels ``[..., 2]`` to original pixels ``[..., 2]``."""
+        """Map network pixels ``[..., 2]`` to original pixels; integers become float64."""
+        pixels = _as_floating(pixels)
         return (pixels - pixels.new_tensor(self.shift)) / pixels.new_tensor(self.scale)
 
     def intrinsics_to_original(self, intrinsics: Tensor) -> Tensor:
@@ -100,7 +106,7 @@ class PixelMap:
         return self._network_from_original(intrinsics) @ intrinsics
 
     def valid_mask(self) -> Tensor:
-        """Return ``[H, W]`` booleans of the tensor: true where it shows the photo, false in the padding."""
+        """Return ``[H, W]`` booleans: true where the tensor shows the photo, not padding."""
         mask = torch.zeros(self.network_size[1], self.network_size[0], dtype=torch.bool)
         x0, y0, x1, y1 = self.box
         mask[y0:y1, x0:x1] = True
@@ -110,3 +116,8 @@ class PixelMap:
         """Return the map as a ``[3, 3]`` matrix on homogeneous pixels."""
         (scale_x, scale_y), (shift_x, shift_y) = self.scale, self.shift
         return like.new_tensor([[scale_x, 0.0, shift_x], [0.0, scale_y, shift_y], [0.0, 0.0, 1.0]])
+
+
+def _as_floating(pixels: Tensor) -> Tensor:
+    """Return floating-point pixels: `new_tensor` of an integer tensor would round the scale."""
+    return pixels if pixels.is_floating_point() else pixels.double()

@@ -38,16 +38,22 @@ class Frame:
     size: Size
     """Width and height of the upright photo (after its EXIF rotation)."""
     orientation: int
-    """EXIF orientation, 1 (upright) to 8."""
+    """EXIF orientation of the file, 1 (upright) to 8; 1 where the format's own decoder turns the
+    photo (HEIC)."""
     trainer_ready: bool
-    """Whether trainers that ignore EXIF and read 8-bit RGB(A) or gray files can use the file's bytes as they are."""
+    """Whether trainers that ignore EXIF and read 8-bit RGB(A) or gray files can use the file's
+    bytes as they are.
+
+    False for rotated, 16-bit, CMYK, palette, 1-bit and gray + alpha files, for a transparent
+    colour, and for formats other than JPEG, PNG, WebP, TIFF and BMP. COLMAP reads no WebP,
+    although such a file is trainer-ready."""
     exif: ExifCamera
     pixel_map: PixelMap
     """The exact map between original and network pixels."""
     mask_path: Path | None = None
     """Mask file given by the user; black = ignore."""
     has_alpha: bool = False
-    """Whether the photo has an alpha channel that is not fully opaque; it then serves as a mask."""
+    """Whether the photo has transparency that is not fully opaque; it then serves as a mask."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,22 +70,28 @@ class Frames:
 
     frames: tuple[Frame, ...]
     images: Tensor  # [F, 3, H, W] uint8
-    """Network pixels, RGB, 0-255. Bytes, because resizing works on bytes: dividing by 255 loses nothing."""
+    """Network pixels, RGB, 0-255. Bytes, because resizing works on bytes: dividing by 255 loses
+    nothing."""
     masks: Tensor | None = None  # [F, H, W] bool
-    """True where a network pixel may be used; ``None`` if no photo is masked. Padding is not part of it."""
+    """True where a network pixel may be used, false in the padding; ``None`` if no photo is
+    masked."""
     skipped: tuple[SkippedFile, ...] = ()
-    """Files in the folder that are no frames: broken ones that were asked to be skipped, and other kinds of file."""
+    """Files in the folder that are no frames: broken ones that were asked to be skipped, and other
+    kinds of file."""
 
     def __post_init__(self) -> None:
         check_tensor("images", self.images, (len(self.frames), 3, "H", "W"), is_floating=False)
         if self.masks is not None:
-            check_tensor("masks", self.masks, (len(self.frames), *self.images.shape[2:]), is_floating=False)
+            check_tensor(
+                "masks", self.masks, (len(self.frames), *self.images.shape[2:]), is_floating=False
+            )
 
     def __len__(self) -> int:
         return len(self.frames)
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Names of the photos."""
         return tuple(frame.name for frame in self.frames)
 
     @property
