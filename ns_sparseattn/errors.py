@@ -40,7 +40,7 @@ class BrokenPhotoError(ValueError):
 
 
 class BrokenPhotosError(BrokenPhotoError):
-    """Several files that should be photos cannot be read; the message names the first `MAX_NAMED` of them.
+    """Several files that should be photos cannot be read; the message names the first of them.
 
     Args:
         broken: One error per file, at least two, in the order of the files' names.
