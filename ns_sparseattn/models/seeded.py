@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random but reproducible weights, for tests and demonstrations where no trained ones are at hand.
+
+The geometry that comes out means nothing, but it is finite and well-behaved: poses near the identity, fields of view
+near one radian, depth near one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .vggt import VGGT
+from .vggt_config import VGGTConfig
+
+_TOKEN_STD = 0.02
+_LAYER_SCALE = 0.1
+_FIELD_OF_VIEW_RAD = 1.0
+# Keeps what the random network adds to the identity pose small.
+_POSE_GAIN = 0.05
+
+
+def make_seeded_vggt(config: VGGTConfig, seed: int = 0) -> VGGT:
+    """Build a network whose every weight follows from its name and a seed.
+
+    Args:
+        config: Sizes.
+        seed: Any integer; the same one gives the same weights on every machine and for any number of threads.
+
+    Returns:
+        The network in evaluation mode on the CPU.
+    """
+    with torch.device("meta"):
+        model = VGGT(config)
+    for owner_name, owner in model.named_modules():
+        for name, parameter in list(owner.named_parameters(recurse=False)):
+            key = f"{owner_name}.{name}"
+            values = _make_weight(key, tuple(parameter.shape), _generator(key, seed))
+            setattr(owner, name, nn.Parameter(values))
+    # The encoding of the identity pose, in equal steps: no translation, quaternion (0, 0, 0, 1), fields of view.
+    identity = torch.tensor([0, 0, 0, 0, 0, 0, 1, _FIELD_OF_VIEW_RAD, _FIELD_OF_VIEW_RAD])
+    last = model.camera_head.pose_branch.fc2
+    with torch.no_grad():
+        last.weight.mul_(_POSE_GAIN)
+        last.bias.copy_(identity / config.camera_iterations)
+    return model.eval()
+
+
+def _generator(key: str, seed: int) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _make_weight(key: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    kind = key.rpartition(".")[2]
+    if kind == "bias":
+        return torch.zeros(shape)
+    if kind == "gamma":
+        return torch.full(shape, _LAYER_SCALE)
+    if kind == "weight" and len(shape) == 1:
+        return torch.ones(shape)
+    # Norm-preserving layers: the gain of one over the square root of the inputs.
+    std = 1 / math.sqrt(math.prod(shape[1:])) if kind == "weight" else _TOKEN_STD
+    return torch.empty(shape).normal_(0.0, std, generator=generator)
