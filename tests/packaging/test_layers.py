@@ -21,8 +21,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"geometry", "options"}),
     frozenset({"attention", "frames"}),
     frozenset({"prediction"}),
-    frozenset({"configs", "stages"}),
+    frozenset({"stages"}),
     frozenset({"models", "scene"}),
+    frozenset({"configs"}),
     frozenset({"export"}),
     frozenset({"testing"}),
     frozenset({"pipeline"}),
@@ -31,6 +32,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"demo", "nerfstudio"}),
 )
 UNITS = frozenset().union(*LAYERS)
+
+# Presets are made of the types of these packages, which look them up by name inside functions.
+LOOK_UP_BY_NAME = {("attention", "configs"), ("models", "configs")}
 
 # Packages whose imports beyond the standard library are limited: kernels can be lifted out as they
 # are.
@@ -58,12 +62,17 @@ def python_files() -> list[Path]:
     )
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Yield the absolute name of everything that a file imports, inside functions as well."""
-    top_level = not path.is_relative_to(PACKAGE)
+def imports(path: Path, *, is_top_level_only: bool = False) -> Iterator[str]:
+    """Yield the absolute name of what a file imports, in functions as well unless told not to."""
+    is_linked = not path.is_relative_to(PACKAGE)
     module = path.relative_to(REPOSITORY).with_suffix("").parts
-    module = ("ns_sparseattn", *module) if top_level else module
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    module = ("ns_sparseattn", *module) if is_linked else module
+    nodes: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while nodes:
+        node = nodes.pop()
+        if is_top_level_only and isinstance(node, ast.FunctionDef):
+            continue
+        nodes.extend(ast.iter_child_nodes(node))
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -74,6 +83,12 @@ def imports(path: Path) -> Iterator[str]:
                 yield from (f"{source}.{alias.name}" for alias in node.names)
             else:
                 yield source
+
+
+def imported_units(path: Path, *, is_top_level_only: bool = False) -> set[str]:
+    """The parts of our own package that a file imports."""
+    names = [name.split(".") for name in imports(path, is_top_level_only=is_top_level_only)]
+    return {name[1] for name in names if name[0] == "ns_sparseattn" and len(name) > 1} & UNITS
 
 
 def test_every_unit_has_a_layer() -> None:
@@ -101,9 +116,9 @@ def test_imports_point_downwards(path: Path) -> None:
         assert unit in UNITS, f"Enter {unit!r} in the table of layers."
         rank = next(i for i, layer in enumerate(LAYERS) if unit in layer)
         below = frozenset().union(*LAYERS[:rank]) | {unit}
-    names = [name.split(".") for name in imports(path)]
-    imported = {name[1] for name in names if name[0] == "ns_sparseattn" and len(name) > 1} & UNITS
-    assert imported <= below
+    by_name = {other for owner, other in LOOK_UP_BY_NAME if owner == unit}
+    assert imported_units(path, is_top_level_only=True) <= below
+    assert imported_units(path) <= below | by_name
 
 
 @pytest.mark.parametrize(
