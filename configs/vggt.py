@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Named weights of VGGT.
 
-Sizes and keys were counted in the published network. What is said about the licences repeats the statements of the
-model pages as others quote them; read the page of the set that you use.
+Sizes and keys were counted in the published network. What is said about the licences repeats the
+statements of the model pages as others quote them; read the page of the set that you use.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 from ns_sparseattn.models.vggt_config import VGGTConfig
 from ns_sparseattn.models.weight_set import WeightSet
 
-# 1,256,537,516 float32 parameters in 1,797 tensors; 65.9 million of them in the track head, which is not used.
+# 1,256,537,516 float32 parameters in 1,797 tensors; 65.9 million of them in the track head, which
+# is not used.
 _NUM_KEYS = 1797
 _SIZE_GB = 5.03
 
@@ -25,7 +26,7 @@ WEIGHTS: dict[str, WeightSet] = {
             num_keys=_NUM_KEYS,
             size_gb=_SIZE_GB,
             licence="CC BY-NC 4.0",
-            licence_summary="Free for non-commercial use with attribution; commercial use is not allowed.",
+            licence_summary="Non-commercial use with attribution; no commercial use.",
             commercial_use=False,
         ),
         WeightSet(
@@ -36,7 +37,7 @@ WEIGHTS: dict[str, WeightSet] = {
             num_keys=_NUM_KEYS,
             size_gb=_SIZE_GB,
             licence="VGGT License (commercial)",
-            licence_summary="Commercial use is allowed, military use is not; accept the terms on the model page first.",
+            licence_summary="Commercial use is allowed, military use is not; gated.",
             commercial_use=True,
             is_gated=True,
         ),

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Alternating attention: blocks within each frame, and blocks over all frames through an exchangeable attention.
+"""Alternating attention: blocks within a frame, and over all frames with an exchangeable attention.
 
-`run_frame_block` and `run_global_block` are what every model is made of; `Aggregator` is VGGT's arrangement of them,
-under the names of its published weights.
+`run_frame_block` and `run_global_block` are what every model is made of; `Aggregator` is VGGT's
+arrangement of them, under the names of its published weights.
 
-Axes: ``B`` scenes, ``F`` frames, ``T = S + P`` tokens of a frame, special tokens first, ``C`` channels, ``h`` heads,
-``N = F * T`` tokens of a scene in frame-major order, ``D`` head size.
+Axes: ``B`` scenes, ``F`` frames, ``T = S + P`` tokens of a frame, special tokens first, ``C``
+channels, ``h`` heads, ``N = F * T`` tokens of a scene in frame-major order, ``D`` head size.
 """
 
 from __future__ import annotations
@@ -42,13 +42,16 @@ def run_frame_block(
 ) -> Tensor:
     """Apply a block within each frame.
 
-    Without autograd ``x`` is overwritten and returned; with it, chunks are ignored and ``x`` is left alone.
+    Without autograd ``x`` is overwritten and returned; with it, chunks are ignored and ``x`` is
+    left alone.
     """
+    # torch's fused attention wants exactly one batch axis before the heads.
+    frames = x.flatten(0, 1)
     if torch.is_grad_enabled():
-        return block(x, rope)
-    for start, stop in spans(x.shape[1], frames_per_chunk):
-        x[:, start:stop] = block(x[:, start:stop], rope)
-    return x
+        return block(frames, rope).unflatten(0, x.shape[:2])
+    for start, stop in spans(len(frames), frames_per_chunk):
+        frames[start:stop] = block(frames[start:stop], rope)
+    return frames.unflatten(0, x.shape[:2])
 
 
 def run_global_block(
@@ -65,7 +68,8 @@ def run_global_block(
         x: Tokens. Without autograd they are overwritten and returned.
         rope: Rotations of one frame's tokens; all frames share them.
         frames_per_chunk: Size of a chunk; ignored with autograd.
-        attend: Takes queries, keys and values ``[B, h, N, D]`` after norm and rotation, returns ``[B, h, N, D]``.
+        attend: Takes queries, keys and values ``[B, h, N, D]`` after norm and rotation, returns
+            ``[B, h, N, D]``.
 
     Returns:
         ``[B, F, T, C]``.
@@ -96,9 +100,7 @@ def run_global_block(
 class Aggregator(nn.Module):
     """VGGT's encoder and its pairs of frame and global blocks."""
 
-    def __init__(
-        self, *, vit: VitConfig, depth: int, num_heads: int, num_registers: int
-    ) -> None:
+    def __init__(self, *, vit: VitConfig, depth: int, num_heads: int, num_registers: int) -> None:
         super().__init__()
         block = BlockConfig(dim=vit.dim, num_heads=num_heads, has_qk_norm=True)
         self.patch_embed = VisionTransformer(vit)
@@ -109,7 +111,7 @@ class Aggregator(nn.Module):
         self.register_token = nn.Parameter(torch.zeros(1, 2, num_registers, vit.dim))
 
     def special_tokens(self, num_frames: int) -> Tensor:
-        """Return each frame's special tokens, ``[1, F, S, C]``: the camera token, then the registers."""
+        """Return the special tokens of all frames, ``[1, F, S, C]``: camera token, registers."""
         tokens = torch.cat([self.camera_token, self.register_token], dim=2)
         return torch.cat([tokens[:, :1], tokens[:, 1:].expand(-1, num_frames - 1, -1, -1)], dim=1)
 
@@ -147,7 +149,8 @@ class Aggregator(nn.Module):
         for layer, (frame_block, global_block) in enumerate(
             zip(self.frame_blocks, self.global_blocks, strict=True)
         ):
-            assert isinstance(frame_block, Block) and isinstance(global_block, Block)
+            assert isinstance(frame_block, Block)
+            assert isinstance(global_block, Block)
             with autocast():
                 x = run_frame_block(frame_block, x, rope, frames_per_chunk)
             # The global block may overwrite x, so what is kept of it is copied first.

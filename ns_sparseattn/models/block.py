@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The transformer block that all models share, split where attention can be exchanged.
 
-A block is ``x + ls1(attention(norm1(x)))`` followed by ``x + ls2(mlp(norm2(x)))``. `Attention.project` and
-`Attention.merge` are the two halves around the attention itself, so that a caller may put any attention between them.
+A block is ``x + ls1(attention(norm1(x)))`` followed by ``x + ls2(mlp(norm2(x)))``.
+`Attention.project` and `Attention.merge` are the two halves around the attention itself, so that a
+caller may put any attention between them.
 
 Axes: ``...`` any batch, ``T`` tokens, ``C`` channels, ``h`` heads, ``D`` head size.
 """
@@ -37,10 +38,13 @@ class BlockConfig:
 
     def __post_init__(self) -> None:
         if self.num_heads < 1 or self.dim % self.num_heads:
-            raise ValueError(f"`dim` must be a multiple of `num_heads`, got {self.dim} and {self.num_heads}.")
+            raise ValueError(
+                f"`dim` must be a multiple of `num_heads`, got {self.dim} and {self.num_heads}."
+            )
 
     @property
     def head_size(self) -> int:
+        """Channels of a head."""
         return self.dim // self.num_heads
 
 
@@ -51,6 +55,7 @@ class LayerNorm(nn.LayerNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        """Normalise the last axis."""
         return super().forward(input.float())
 
 
@@ -62,6 +67,7 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((dim,), 0.01))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Scale the last axis."""
         return x * self.gamma
 
 
@@ -74,6 +80,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(dim_hidden, dim_out)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply both layers to the last axis."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
@@ -93,7 +100,7 @@ class Attention(nn.Module):
         x: Tensor,  # [..., T, C]
         rope: RopeTable | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values, each ``[..., h, T, D]`` in the dtype of the projection."""
+        """Return queries, keys and values, ``[..., h, T, D]`` in the dtype of the projection."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [..., T, 3, h, D]
         q, k, v = (part.transpose(-3, -2) for part in qkv.unbind(-3))
         q, k = self.q_norm(q), self.k_norm(k)
@@ -110,6 +117,7 @@ class Attention(nn.Module):
         return self.proj(attended.transpose(-3, -2).flatten(-2))
 
     def forward(self, x: Tensor, rope: RopeTable | None = None) -> Tensor:
+        """Attend among all tokens of ``x``, ``[..., T, C]``."""
         q, k, v = self.project(x, rope)
         return self.merge(F.scaled_dot_product_attention(q, k, v))
 
@@ -141,5 +149,6 @@ class Block(nn.Module):
         return x + self.ls2(self.mlp(self.norm2(x)))
 
     def forward(self, x: Tensor, rope: RopeTable | None = None) -> Tensor:
+        """Apply the block to ``x``, ``[..., T, C]``."""
         q, k, v = self.project(x, rope)
         return self.finish(x, F.scaled_dot_product_attention(q, k, v))

@@ -16,7 +16,7 @@ _MODULATION_EPS = 1e-6
 
 
 class CameraHead(nn.Module):
-    """Four transformer blocks over the frames, applied several times with the last estimate fed back."""
+    """Transformer blocks over the frames, applied repeatedly with the last estimate fed back."""
 
     def __init__(
         self, *, dim: int, num_heads: int, depth: int, num_iterations: int, encoding_size: int = 9

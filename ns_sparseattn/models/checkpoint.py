@@ -46,6 +46,7 @@ class Checkpoint:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor."""
         return {key: tuple(tensor.shape) for key, tensor in self.tensors.items()}
 
 
@@ -53,8 +54,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a weights file.
 
     Args:
-        path: ``.safetensors``, or a pickle of tensors alone (``.pt``, ``.pth``, ``.bin``), plain or wrapped as
-            ``{"state_dict": ...}`` or ``{"model": ...}``.
+        path: ``.safetensors``, or a pickle of tensors alone (``.pt``, ``.pth``, ``.bin``), plain or
+            wrapped as ``{"state_dict": ...}`` or ``{"model": ...}``.
 
     Returns:
         Its tensors.
@@ -82,8 +83,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         )
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than tensors, or is damaged; it is not read, because loading such a file can run "
-            "code. Save its state dict with torch.save or as safetensors."
+            f"{path} holds more than tensors, or is damaged; it is not read, because loading such "
+            "a file can run code. Save its state dict with torch.save or as safetensors."
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path} is damaged or no torch file: {error}.") from error
@@ -174,13 +175,15 @@ def sha256_of(path: Path) -> str:
 
 
 def parse_metadata(checkpoint: Checkpoint, key: str) -> dict[str, object] | None:
-    """Return a JSON object from the metadata of a safetensors file, ``None`` if it has no such entry."""
+    """Return a JSON object from a safetensors file's metadata, ``None`` without such an entry."""
     text = checkpoint.metadata.get(key)
     if text is None:
         return None
     value = json.loads(text)
     if not isinstance(value, dict):
-        raise ValueError(f"{checkpoint.path} must hold a JSON object as `{key}`, got {text[:40]!r}.")
+        raise ValueError(
+            f"{checkpoint.path} must hold a JSON object as `{key}`, got {text[:40]!r}."
+        )
     return value
 
 

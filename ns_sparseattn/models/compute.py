@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How inference runs: in which precision, and in chunks of which size.
 
-Frame-wise work (encoder, frame attention, heads, and the linear layers of global blocks) gives the same values in
-chunks of any size, up to rounding, so a chunk is as large as is useful and the free memory allows.
+Frame-wise work (encoder, frame attention, heads, and the linear layers of global blocks) gives the
+same values in chunks of any size, up to rounding, so a chunk is as large as is useful and the free
+memory allows.
 """
 
 from __future__ import annotations
@@ -25,17 +26,21 @@ class InferenceOptions:
     """How a model runs; none of it changes what is computed beyond rounding."""
 
     precision: Precision = "auto"
-    """Arithmetic of encoder and transformer. auto: bf16 on GPUs of compute capability 8 or newer and on CPUs with bf16
-    instructions, fp16 on older GPUs, fp32 elsewhere. Camera and depth heads always run in fp32."""
+    """Arithmetic of encoder and transformer. auto: bf16 on GPUs of compute capability 8 or newer
+    and on CPUs with bf16 instructions, fp16 on older GPUs, fp32 elsewhere. Camera and depth heads
+    always run in fp32."""
     frames_per_chunk: int | None = None
-    """Frames that encoder and transformer blocks process together. None: as many as are useful and fit in memory."""
+    """Frames that encoder and transformer blocks process together. None: as many as are useful and
+    fit in memory."""
     head_frames_per_chunk: int | None = None
-    """Frames that the dense heads process together. None: as many as are useful and fit in memory."""
+    """Frames that the dense heads process together. None: as many as are useful and fit in
+    memory."""
     memory_gib: float | None = None
-    """Memory that the run may use beyond the weights, in GiB. None: what is free when the run begins."""
+    """Memory that the run may use beyond the weights, in GiB. None: what is free when the run
+    begins."""
     tap_dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """How tokens for the dense heads are kept. auto: fp32, or bf16 in a 16-bit run where fp32 would take more than a
-    quarter of the memory."""
+    """How tokens for the dense heads are kept. auto: fp32, or bf16 in a 16-bit run where fp32 would
+    take more than a quarter of the memory."""
 
     def __post_init__(self) -> None:
         for name in ("frames_per_chunk", "head_frames_per_chunk"):

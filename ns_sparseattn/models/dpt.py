@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dense prediction head: tokens of four layers become a map of one value vector per pixel.
 
-Axes: ``F`` frames, ``P`` patches of a ``gh x gw`` grid, ``C`` token channels, ``K`` feature channels,
-``H`` x ``W`` pixels.
+Axes: ``F`` frames, ``P`` patches of a ``gh x gw`` grid, ``C`` token channels, ``K`` feature
+channels, ``H`` x ``W`` pixels.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def uv_coordinates(height: int, width: int, aspect: float) -> tuple[Tensor, Tens
         aspect: Width over height of the image that the map covers.
 
     Returns:
-        ``u`` of each column, ``[width]``, and ``v`` of each row, ``[height]``, both float64: cell centres, so that the
-        image itself spans ``±aspect / sqrt(aspect^2 + 1)`` and ``±1 / sqrt(aspect^2 + 1)``.
+        ``u`` of each column, ``[width]``, and ``v`` of each row, ``[height]``, both float64: cell
+        centres of an image that spans ``±aspect / d`` and ``±1 / d``, ``d = sqrt(aspect^2 + 1)``.
     """
     diagonal = (aspect**2 + 1) ** 0.5
 
@@ -42,7 +42,7 @@ def uv_coordinates(height: int, width: int, aspect: float) -> tuple[Tensor, Tens
 
 
 def sinusoids(coordinates: Tensor, num_channels: int) -> Tensor:
-    """Embed coordinates ``[n]`` in sines, then cosines, of falling frequency: float32 ``[num_channels, n]``."""
+    """Embed coordinates ``[n]`` in sines, then cosines: float32 ``[num_channels, n]``."""
     half = num_channels // 2
     frequencies = _POSITION_BASE ** -(torch.arange(half, dtype=torch.float64) / half)
     angles = frequencies.unsqueeze(-1) * coordinates
@@ -52,8 +52,8 @@ def sinusoids(coordinates: Tensor, num_channels: int) -> Tensor:
 def add_uv_embedding(x: Tensor, aspect: float) -> Tensor:
     """Add the weighted position embedding to a feature map ``[F, K, h, w]`` in place and return it.
 
-    The first half of the channels depends on the column alone and the second on the row alone, so the embedding is
-    never formed as a map.
+    The first half of the channels depends on the column alone and the second on the row alone, so
+    the embedding is never formed as a map.
     """
     num_channels, height, width = x.shape[1:]
     u, v = uv_coordinates(height, width, aspect)
@@ -66,7 +66,7 @@ def add_uv_embedding(x: Tensor, aspect: float) -> Tensor:
 
 
 class ResidualConvUnit(nn.Module):
-    """Two convolutions around which the *rectified* input is added, as the published weights were trained."""
+    """Two convolutions around which the *rectified* input is added, as in the training."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -74,6 +74,7 @@ class ResidualConvUnit(nn.Module):
         self.conv2 = nn.Conv2d(num_features, num_features, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return a map of the shape of ``x``, ``[F, K, h, w]``."""
         x = F.relu(x)
         return self.conv2(F.relu(self.conv1(x))) + x
 
@@ -98,14 +99,14 @@ class FusionBlock(nn.Module):
         if skip is not None:
             x = x + self.resConfUnit1(skip)
         x = self.resConfUnit2(x)
-        # The published model resizes first. A 1x1 convolution commutes with a resize whose weights sum
-        # to one, and is cheaper on the smaller map.
+        # The published model resizes first. A 1x1 convolution commutes with a resize whose weights
+        # sum to one, and is cheaper on the smaller map.
         x = self.out_conv(x)
         return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
 class _Scratch(nn.Module):
-    """The convolutions after the projections, under the name that the published weights give them."""
+    """The convolutions after the projections, under their name in the published weights."""
 
     def __init__(self, widths: Sequence[int], num_features: int, num_outputs: int) -> None:
         super().__init__()

@@ -12,8 +12,8 @@ _COMMON_NAMES = ("model.safetensors", "model.pt", "pytorch_model.bin")
 def fetch_weights(repo_id: str, filename: str | None = None, cache_dir: Path | None = None) -> Path:
     """Return a weights file of a repository, downloaded if the local cache lacks it.
 
-    Downloads show a progress bar and go on where they stopped. With ``HF_HUB_OFFLINE=1``, or without a network, only
-    the cache is used.
+    Downloads show a progress bar and go on where they stopped. With ``HF_HUB_OFFLINE=1``, or
+    without a network, only the cache is used.
 
     Args:
         repo_id: Repository, ``owner/name``.
@@ -48,19 +48,22 @@ def fetch_weights(repo_id: str, filename: str | None = None, cache_dir: Path | N
             continue
         except GatedRepoError as error:
             raise ValueError(
-                f"The weights {repo_id} are gated: accept their licence at {page} and log in with `hf auth login`."
+                f"The weights {repo_id} are gated: accept their licence at {page} and log in with "
+                "`hf auth login`."
             ) from error
         except RepositoryNotFoundError as error:
             raise ValueError(
-                f"There is no repository {repo_id} on the Hugging Face hub, or it is private; `hf auth login` gives "
-                "access to your own."
+                f"There is no repository {repo_id} on the Hugging Face hub, or it is private; "
+                "`hf auth login` gives access to your own."
             ) from error
         except (HfHubHTTPError, OSError) as error:
             raise ValueError(f"The download of {repo_id}/{name} failed: {error}") from error
     if unreachable is not None:
         raise ValueError(
-            f"The weights {repo_id} are not in the local cache and the hub cannot be reached: on a machine with a "
-            f"network run `hf download {repo_id} {candidates[0]}`, or get the file from {page}, and give its path as "
-            "the weights."
+            f"The weights {repo_id} are not in the local cache and the hub cannot be reached: on "
+            f"a machine with a network run `hf download {repo_id} {candidates[0]}`, or get the "
+            f"file from {page}, and give its path as the weights."
         ) from unreachable
-    raise ValueError(f"{repo_id} holds none of {', '.join(candidates)}; download a file and give its path.")
+    raise ValueError(
+        f"{repo_id} holds none of {', '.join(candidates)}; download a file and give its path."
+    )

@@ -36,7 +36,9 @@ def check_images(images: object, patch_size: int) -> Tensor:
             f"`images` must have shape [F, 3, H, W] or [B, F, 3, H, W], got {list(images.shape)}."
         )
     if 0 in images.shape:
-        raise ValueError(f"`images` must hold at least one frame and pixel, got {list(images.shape)}.")
+        raise ValueError(
+            f"`images` must hold at least one frame and pixel, got {list(images.shape)}."
+        )
     height, width = images.shape[-2:]
     if height % patch_size or width % patch_size:
         raise ValueError(
@@ -52,7 +54,7 @@ def check_images(images: object, patch_size: int) -> Tensor:
 def normalize_images(
     images: Tensor,  # [..., 3, H, W]
 ) -> Tensor:
-    """Scale uint8 to [0, 1] and apply the ImageNet mean and deviation. Returns float32 of the same shape."""
+    """Scale uint8 to [0, 1], apply the ImageNet mean and deviation, and return float32."""
     scaled = images.float() / 255 if images.dtype == torch.uint8 else images.float()
     mean = scaled.new_tensor(_IMAGENET_MEAN).view(3, 1, 1)
     std = scaled.new_tensor(_IMAGENET_STD).view(3, 1, 1)

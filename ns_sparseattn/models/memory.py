@@ -19,13 +19,16 @@ _BYTES_PER_GIB = 2**30
 # Larger chunks than these were not faster.
 _MOST_FRAMES = {"cuda": 32, "cpu": 4}
 _MOST_HEAD_FRAMES = {"cuda": 8, "cpu": 2}
-# Share of the free memory that a run plans with; the rest covers fragmentation and what estimates miss.
+# Share of the free memory that a run plans with; the rest covers fragmentation and what estimates
+# miss.
 _USABLE_SHARE = 0.85
-# Live float32 values per token and channel inside a block: norm, q, k, v, hidden layer of the MLP twice, sums.
+# Live float32 values per token and channel inside a block: norm, q, k, v, hidden layer of the MLP
+# twice, sums.
 _BLOCK_VALUES = 20
 # Copies of q, k, v and the result that attention may hold while it reorders tokens.
 _ATTENTION_COPIES = 8
-# Live float32 values per pixel inside a dense head: multiples of the feature width, and the narrow last layers.
+# Live float32 values per pixel inside a dense head: multiples of the feature width, and the narrow
+# last layers.
 _HEAD_VALUES_PER_FEATURE = 4
 _HEAD_VALUES = 100
 _NUM_TAPS = 4
@@ -81,7 +84,8 @@ def plan_memory(
         free = _USABLE_SHARE * free_memory_gib(device)
     token_values = shape.num_frames * shape.num_tokens * shape.dim / _BYTES_PER_GIB
     compute_bytes = 4 if compute_dtype is None else compute_dtype.itemsize
-    # The residual stream stays float32; outputs are two maps per frame, twice while chunks are joined.
+    # The residual stream stays float32; outputs are two maps per frame, twice while chunks are
+    # joined.
     stream = 4 * token_values + 16 * shape.num_frames * shape.num_pixels / _BYTES_PER_GIB
     attention = _ATTENTION_COPIES * compute_bytes * token_values
     tap_values = 2 * _NUM_TAPS * token_values if shape.head_features else 0.0
@@ -100,8 +104,9 @@ def plan_memory(
     needed = lasting + max(attention + block_frame, head_frame)
     if needed > free:
         raise ReconstructionError(
-            f"{shape.num_frames} frames of {shape.num_tokens} tokens need about {needed:.1f} GiB beside the "
-            f"weights, but {free:.1f} GiB can be used on {device}. Use fewer photos or a smaller `long_side`."
+            f"{shape.num_frames} frames of {shape.num_tokens} tokens need about {needed:.1f} GiB "
+            f"beside the weights, but {free:.1f} GiB can be used on {device}. Use fewer photos or "
+            "a smaller `long_side`."
         )
     return MemoryPlan(
         frames_per_chunk=options.frames_per_chunk
@@ -115,8 +120,8 @@ def plan_memory(
 def free_memory_gib(device: torch.device) -> float:
     """Return the memory that a run on ``device`` can still take, in GiB.
 
-    On CUDA this counts what the allocator holds without using it. On the CPU it is the smaller of what the system and
-    the process's control group have left.
+    On CUDA this counts what the allocator holds without using it. On the CPU it is the smaller of
+    what the system and the process's control group have left.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VGGT's nine-number camera: translation, quaternion (x, y, z, w), vertical and horizontal field of view.
+"""VGGT's nine-number camera: translation, quaternion (x, y, z, w), fields of view (y, x).
 
-The pose is ``cam_from_world`` and the principal point is the middle of the image, ``(W / 2, H / 2)``, which is the
-package's pixel convention.
+The pose is ``cam_from_world`` and the principal point is the middle of the image, which in the
+package's pixel convention is ``(W / 2, H / 2)``.
 
 Axes: ``...`` any batch.
 """
@@ -17,7 +17,7 @@ from ..geometry import quaternion_to_rotation
 
 
 def activate_pose_encoding(raw: Tensor) -> Tensor:
-    """Clip the two fields of view of raw encodings ``[..., 9]`` at zero; everything else is linear."""
+    """Clip the fields of view of raw encodings ``[..., 9]`` at zero; the rest is linear."""
     return torch.cat([raw[..., :7], F.relu(raw[..., 7:])], dim=-1)
 
 
@@ -34,8 +34,8 @@ def decode_pose(
         width: Columns of the network image.
 
     Returns:
-        ``cam_from_world`` ``[..., 3, 4]`` and intrinsics ``[..., 3, 3]`` in network pixels. A field of view of zero
-        gives an infinite focal length.
+        ``cam_from_world`` ``[..., 3, 4]`` and intrinsics ``[..., 3, 3]`` in network pixels. A field
+        of view of zero gives an infinite focal length.
     """
     translation, quaternion_xyzw, fov = encoding.split([3, 4, 2], dim=-1)
     rotation = quaternion_to_rotation(quaternion_xyzw.roll(1, dims=-1))
@@ -57,7 +57,7 @@ def encode_pose(
     height: int,
     width: int,
 ) -> Tensor:
-    """Turn cameras into pose encodings ``[..., 9]``, the inverse of `decode_pose` for a centred principal point."""
+    """Turn cameras into encodings ``[..., 9]``; the principal point is taken to be central."""
     quaternion_xyzw = rotation_to_quaternion(cam_from_world[..., :3]).roll(-1, dims=-1)
     fov_y = 2 * torch.atan((height / 2) / intrinsics[..., 1, 1])
     fov_x = 2 * torch.atan((width / 2) / intrinsics[..., 0, 0])
@@ -70,8 +70,8 @@ def rotation_to_quaternion(
 ) -> Tensor:
     """Turn rotations into unit quaternions ``[..., 4]`` (w, x, y, z) with w >= 0.
 
-    Each of the four components can be read off with a division by itself; dividing by the largest one keeps the
-    result accurate for every rotation.
+    Each of the four components can be read off with a division by itself; dividing by the largest
+    one keeps the result accurate for every rotation.
     """
     m = rotation
     xx, yy, zz = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]

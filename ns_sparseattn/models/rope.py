@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rotary position embedding in two dimensions.
 
-The first half of a head's channels turns with the row of a token, the second half with its column. Within a half of
-``d`` channels, channel ``j`` is paired with channel ``j + d / 2`` and both turn by ``position * base^(-2 j / d)``.
+The first half of a head's channels turns with the row of a token, the second half with its column.
+Within a half of ``d`` channels, channel ``j`` is paired with channel ``j + d / 2`` and both turn by
+``position * base^(-2 j / d)``.
 
 Axes: ``B`` any batch, ``T`` tokens, ``D`` head size.
 """
@@ -17,10 +18,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RopeTable:
-    """Cosines and sines of one frame's tokens, made once and used by every layer."""
+    """Cosines and signed sines of one frame's tokens, made once and used by every layer."""
 
     cos: Tensor  # [T, D]
-    sin: Tensor  # [T, D]
+    signed_sin: Tensor  # [T, D]
+    """Negative in the first channel of each pair."""
 
 
 def grid_positions(
@@ -55,7 +57,8 @@ def rope_table(
         positions: Integer (row, column) of each token, ``[T, 2]``.
         head_size: Channels of a head, a multiple of four.
         base: Ratio that sets the slowest frequency.
-        dtype: Type of the table. Angles are rounded to it before the cosine is taken, as the published models do.
+        dtype: Type of the table. Angles are rounded to it before the cosine is taken, as the
+            published models do.
 
     Returns:
         The table, on the device of ``positions``.
@@ -65,16 +68,18 @@ def rope_table(
     half = head_size // 2
     exponents = torch.arange(0, half, 2, dtype=torch.float64, device=positions.device) / half
     angles = positions.to(torch.float64).unsqueeze(-1) * base**-exponents  # [T, 2, D / 4]
+    angles = angles.to(dtype)
+    cos, sin = angles.cos(), angles.sin()
     # Both members of a pair turn by the same angle, so each half repeats its frequencies.
-    angles = torch.cat([angles, angles], dim=-1).flatten(1).to(dtype)  # [T, D]
-    return RopeTable(angles.cos(), angles.sin())
+    return RopeTable(
+        torch.cat([cos, cos], dim=-1).flatten(1), torch.cat([-sin, sin], dim=-1).flatten(1)
+    )
 
 
 def apply_rope(
     x: Tensor,  # [B, T, D]
     table: RopeTable,
 ) -> Tensor:
-    """Rotate the channels of queries or keys; any number of batch axes may stand before ``[T, D]``."""
-    first_y, second_y, first_x, second_x = x.chunk(4, dim=-1)
-    partner = torch.cat([-second_y, first_y, -second_x, first_x], dim=-1)
-    return x * table.cos + partner * table.sin
+    """Rotate the channels of queries or keys; any batch axes may stand before ``[T, D]``."""
+    partner = x.unflatten(-1, (2, 2, -1)).flip(-2).flatten(-3)
+    return torch.addcmul(x * table.cos, partner, table.signed_sin)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random but reproducible weights, for tests and demonstrations where no trained ones are at hand.
 
-The geometry that comes out means nothing, but it is finite and well-behaved: poses near the identity, fields of view
-near one radian, depth near one.
+The geometry that comes out means nothing, but it is finite and well-behaved: poses near the
+identity, fields of view near one radian, depth near one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TOKEN_STD = 0.02
 _LAYER_SCALE = 0.1
 _FIELD_OF_VIEW_RAD = 1.0
 # Keeps what the random network adds to the identity pose small.
-_POSE_GAIN = 0.05
+_POSE_GAIN = 0.02
 
 
 def make_seeded_vggt(config: VGGTConfig, seed: int = 0) -> VGGT:
@@ -28,7 +28,8 @@ def make_seeded_vggt(config: VGGTConfig, seed: int = 0) -> VGGT:
 
     Args:
         config: Sizes.
-        seed: Any integer; the same one gives the same weights on every machine and for any number of threads.
+        seed: Any integer; the same one gives the same weights on every machine and for any number
+            of threads.
 
     Returns:
         The network in evaluation mode on the CPU.
@@ -40,7 +41,8 @@ def make_seeded_vggt(config: VGGTConfig, seed: int = 0) -> VGGT:
             key = f"{owner_name}.{name}"
             values = _make_weight(key, tuple(parameter.shape), _generator(key, seed))
             setattr(owner, name, nn.Parameter(values))
-    # The encoding of the identity pose, in equal steps: no translation, quaternion (0, 0, 0, 1), fields of view.
+    # The encoding of the identity pose, in equal steps: no translation, quaternion (0, 0, 0, 1),
+    # fields of view.
     identity = torch.tensor([0, 0, 0, 0, 0, 0, 1, _FIELD_OF_VIEW_RAD, _FIELD_OF_VIEW_RAD])
     last = model.camera_head.pose_branch.fc2
     with torch.no_grad():

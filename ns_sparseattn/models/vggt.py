@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VGGT: photos in, cameras and depth out, with the attention among frames left to an attention plan.
+"""VGGT: photos in, cameras and depth out, attention among frames by an attention plan.
 
-Axes: ``B`` scenes, ``F`` frames, ``H`` x ``W`` network pixels, ``gh x gw`` patches, ``T = S + gh * gw`` tokens of a
-frame, ``C`` channels, ``I`` iterations of the camera head.
+Axes: ``B`` scenes, ``F`` frames, ``H`` x ``W`` network pixels, ``gh x gw`` patches, ``T = S +
+gh * gw`` tokens of a frame, ``C`` channels, ``I`` iterations of the camera head.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..attention import AttentionPlan, AttentionRun, LayerStats, TokenLayout
 from ..errors import ReconstructionError
 from ..prediction import Prediction, StageRecord
+from ..stages import Progress, StageRecorder
 from .aggregator import Aggregator, AggregatorOutput
 from .camera_head import CameraHead
 from .compute import InferenceOptions, autocast, full_precision, resolve_precision, spans
@@ -27,7 +28,6 @@ from .images import check_images, normalize_images
 from .memory import MemoryPlan, RunShape, plan_memory
 from .pose_encoding import activate_pose_encoding, decode_pose
 from .rope import grid_positions, rope_table
-from ..stages import Progress, StageRecorder
 from .vggt_config import VGGTConfig
 
 Head = Literal["camera", "depth", "points"]
@@ -52,7 +52,8 @@ class VGGTOutput:
     points_confidence: Tensor | None = None  # [B, F, H, W]
     """At least one."""
     layers: dict[int, Tensor] = field(default_factory=dict)
-    """Tokens after the layers that were asked for, ``[B, F, T, 2 C]``: frame block's output, then global block's."""
+    """Tokens after the layers that were asked for, ``[B, F, T, 2 C]``: frame block's output, then
+    global block's."""
     attention: tuple[LayerStats, ...] = ()
     """What each global layer's attention did."""
     stages: tuple[StageRecord, ...] = ()
@@ -79,7 +80,7 @@ def activate_depth(raw: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def activate_points(raw: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn raw values ``[F, 4, H, W]`` into points ``[F, H, W, 3]`` and confidence ``[F, H, W]``."""
+    """Turn raw values ``[F, 4, H, W]`` into points ``[F, H, W, 3]`` and confidence."""
     xyz = raw[:, :3].movedim(1, -1)
     return xyz.sign() * xyz.abs().expm1(), 1 + raw[:, 3].exp()
 
@@ -118,6 +119,7 @@ class VGGT(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.aggregator.camera_token.device
 
     def forward(
@@ -135,8 +137,8 @@ class VGGT(nn.Module):
         With autograd on, all frames are processed at once; under ``torch.no_grad`` in chunks.
 
         Args:
-            images: RGB, float in [0, 1] or uint8, ``[B, F, 3, H, W]`` or ``[F, 3, H, W]``; both sides are multiples of
-                the patch size. They may be on another device than the model.
+            images: RGB, float in [0, 1] or uint8, ``[B, F, 3, H, W]`` or ``[F, 3, H, W]``; both
+                sides are multiples of the patch size. They may be on another device than the model.
             plan: Attention of the global layers; dense if not given.
             heads: Heads to run.
             keep_layers: Layers whose tokens to return.
@@ -148,7 +150,8 @@ class VGGT(nn.Module):
 
         Raises:
             TypeError: If ``images`` is no tensor of a usable dtype.
-            ValueError: If shape or range of ``images`` do not fit, or a head or layer does not exist.
+            ValueError: If shape or range of ``images`` do not fit, or a head or layer does not
+                exist.
             ReconstructionError: If the run cannot fit in memory.
         """
         unknown = set(heads) - {"camera", "depth", "points"}
@@ -191,10 +194,11 @@ class VGGT(nn.Module):
         options: InferenceOptions | None = None,
         progress: Progress | None = None,
     ) -> Prediction:
-        """Predict cameras and depth of the frames of one scene, without gradients and without the point head.
+        """Predict cameras and depth of one scene, without gradients and without the point head.
 
         Args:
-            images: RGB, uint8 or float in [0, 1], ``[F, 3, H, W]``. The first frame is the reference.
+            images: RGB, uint8 or float in [0, 1], ``[F, 3, H, W]``. The first frame is the
+                reference.
             plan: Attention of the global layers; dense if not given.
             options: Precision, chunks, memory.
             progress: Called as ``progress(stage, done, total)``.
@@ -213,8 +217,8 @@ class VGGT(nn.Module):
             output = self(images, plan=plan, options=options, progress=progress)
         except torch.cuda.OutOfMemoryError as error:
             raise ReconstructionError(
-                f"{len(images)} frames did not fit into the memory of {self.device}. Use fewer photos, a smaller "
-                "`long_side`, or set `memory_gib` below what is free."
+                f"{len(images)} frames did not fit into the memory of {self.device}. Use fewer "
+                "photos, a smaller `long_side`, or set `memory_gib` below what is free."
             ) from error
         tensors = {
             "cam_from_world": output.cam_from_world,
@@ -222,7 +226,9 @@ class VGGT(nn.Module):
             "depth": output.depth,
             "confidence": output.depth_confidence,
         }
-        fields = {name: value[0].float().cpu() for name, value in tensors.items() if value is not None}
+        fields = {
+            name: value[0].float().cpu() for name, value in tensors.items() if value is not None
+        }
         flat_views = int((~torch.isfinite(fields["intrinsics"])).any(-1).any(-1).sum())
         notes = ()
         if flat_views:
@@ -235,7 +241,7 @@ class VGGT(nn.Module):
         *,
         options: InferenceOptions | None = None,
     ) -> Tensor:
-        """Return the image encoder's patch tokens, ``[B, F, gh * gw, C]``, of images as `forward` takes them."""
+        """Return the encoder's patch tokens, ``[B, F, gh * gw, C]``; images as in `forward`."""
         images = check_images(images, self.config.patch_size)
         run = self._begin(images, (), options or InferenceOptions(), None)
         return self._encode(images, run)[:, :, self.config.num_special :]

@@ -15,7 +15,7 @@ _TAP_FRACTIONS = (5 / 24, 12 / 24, 18 / 24, 1.0)
 
 
 def spread_taps(depth: int) -> tuple[int, int, int, int]:
-    """Return the four layers that feed the dense heads, spread over any depth as the published ones are."""
+    """Return four layers to feed the dense heads, spread over a depth as the published ones."""
     first, second, third, last = (max(0, math.ceil(depth * f) - 1) for f in _TAP_FRACTIONS)
     return first, second, third, last
 
@@ -64,7 +64,7 @@ class VGGTConfig:
 
     @classmethod
     def small(cls) -> VGGTConfig:
-        """Return a small network with the published head size of 64, for demonstrations and tests."""
+        """Return a small network with the published head size, for demonstrations and tests."""
         return cls(
             embed_dim=128,
             encoder_depth=2,
@@ -84,6 +84,7 @@ class VGGTConfig:
 
     @property
     def vit(self) -> VitConfig:
+        """Sizes of the image encoder."""
         return VitConfig(
             dim=self.embed_dim,
             depth=self.encoder_depth,
@@ -97,14 +98,16 @@ class VGGTConfig:
 def config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> VGGTConfig | None:
     """Recognise the sizes of a VGGT from the shapes of its tensors.
 
-    Shapes do not tell the number of heads of encoder and camera head, nor the tapped layers: they are taken to follow
-    the published model, that is as many heads everywhere and taps at the same fractions of the depth.
+    Shapes do not tell the number of heads of encoder and camera head, nor the tapped layers: they
+    are taken to follow the published model, that is as many heads everywhere and taps at the same
+    fractions of the depth.
 
     Args:
         shapes: Key to shape of every tensor of a file.
 
     Returns:
-        The sizes, or ``None`` if a tensor that tells one of them is missing or has the wrong number of axes.
+        The sizes, or ``None`` if a tensor that tells one of them is missing or has the wrong number
+        of axes.
     """
 
     def count(pattern: str) -> int:

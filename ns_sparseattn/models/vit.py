@@ -36,6 +36,7 @@ class VitConfig:
 
     @property
     def grid_size(self) -> int:
+        """Patches along a side of that image."""
         return self.image_size // self.patch_size
 
 
@@ -71,7 +72,9 @@ class _PatchProjection(nn.Module):
 
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, config.dim, kernel_size=config.patch_size, stride=config.patch_size)
+        self.proj = nn.Conv2d(
+            3, config.dim, kernel_size=config.patch_size, stride=config.patch_size
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         return self.proj(images).flatten(2).transpose(1, 2)

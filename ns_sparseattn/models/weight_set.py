@@ -61,4 +61,5 @@ class WeightsInfo:
         """Return one sentence for a log."""
         use = {True: "commercial use allowed", False: "no commercial use", None: "terms unknown"}
         trust = "" if self.verified else "; unverified, results may mean nothing"
-        return f"{self.name} from {self.source}: licence {self.licence}, {use[self.commercial]}{trust}."
+        terms = f"licence {self.licence}, {use[self.commercial]}"
+        return f"{self.name} from {self.source}: {terms}{trust}."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load VGGT with weights from the hub, a local file or a seed, and say where they are from and what they allow."""
+"""Load VGGT with weights from the hub, a file or a seed, and say what their licence allows."""
 
 from __future__ import annotations
 
@@ -47,8 +47,9 @@ def load_vggt(
     """Build a VGGT and fill it with weights.
 
     Args:
-        source: A named set (see `ns_sparseattn.configs.vggt`), a repository on the Hugging Face hub, a weights file, a
-            folder with one, or ``seeded`` / ``seeded-small`` for random weights. The default is ``vggt-1b``.
+        source: A named set (see `ns_sparseattn.configs.vggt`), a repository on the Hugging Face
+            hub, a weights file, a folder with one, or ``seeded`` / ``seeded-small`` for random
+            weights. The default is ``vggt-1b``.
         commercial: Refuse weights whose licence forbids commercial use or is not known.
         device: Where the model goes.
         cache_dir: Where downloads are kept, if not in the hub's own cache.
@@ -58,7 +59,8 @@ def load_vggt(
         The model in evaluation mode, and where its weights are from.
 
     Raises:
-        ValueError: If the weights cannot be had, do not fit, or their licence does not allow the use.
+        ValueError: If the weights cannot be had, do not fit, or their licence does not allow the
+            use.
     """
     from ..configs.vggt import DEFAULT_WEIGHTS, WEIGHTS
 
@@ -93,7 +95,9 @@ def save_vggt(model: VGGT, path: Path) -> None:
     """
     from safetensors.torch import save_file
 
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    tensors = {
+        key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()
+    }
     save_file(tensors, path, metadata={_CONFIG_METADATA: json.dumps(asdict(model.config))})
 
 
@@ -104,13 +108,13 @@ def _find_by_repo(text: str, sets: Mapping[str, WeightSet]) -> WeightSet | None:
 def _check_commercial(text: str, weights: WeightSet | None) -> None:
     if weights is None:
         raise ValueError(
-            f"The licence of the weights {text} is not known, so they are refused for commercial use; choose a named "
-            "set that allows it, such as vggt-1b-commercial."
+            f"The licence of the weights {text} is not known, so they are refused for commercial "
+            "use; choose a named set that allows it, such as vggt-1b-commercial."
         )
     if not weights.commercial_use:
         raise ValueError(
-            f"The licence of the weights {weights.name} ({weights.licence}) forbids commercial use; choose a set that "
-            "allows it, such as vggt-1b-commercial."
+            f"The licence of the weights {weights.name} ({weights.licence}) forbids commercial "
+            "use; choose a set that allows it, such as vggt-1b-commercial."
         )
 
 
@@ -119,7 +123,9 @@ def _locate(
 ) -> tuple[Path, str]:
     """Return the weights file and how to call the place that it is from."""
     if weights is not None:
-        logger.info("%s needs %.1f GB; a cached copy is used if there is one.", text, weights.size_gb)
+        logger.info(
+            "%s needs %.1f GB; a cached copy is used if there is one.", text, weights.size_gb
+        )
         path = fetch_weights(weights.repo_id, weights.filename, cache_dir)
         return path, f"{weights.repo_id}/{weights.filename}"
     path = Path(text).expanduser()
@@ -132,8 +138,8 @@ def _locate(
         return path, f"{text}/{path.name}"
     known = ", ".join([*sets, *_SEEDED])
     raise ValueError(
-        f"There are no weights {text}: give a named set ({known}), a file, a folder, or a repository of the hub as "
-        "owner/name."
+        f"There are no weights {text}: give a named set ({known}), a file, a folder, or a "
+        "repository of the hub as owner/name."
     )
 
 
@@ -161,11 +167,15 @@ def _stated_config(checkpoint: Checkpoint) -> VGGTConfig | None:
     stated = parse_metadata(checkpoint, _CONFIG_METADATA)
     if stated is None:
         return None
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in stated.items()}
+    fields = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in stated.items()
+    }
     try:
         return VGGTConfig(**fields)  # pyright: ignore[reportArgumentType]
     except TypeError as error:
-        raise ValueError(f"{checkpoint.path} states sizes that this version cannot read: {error}.") from error
+        raise ValueError(
+            f"{checkpoint.path} states sizes that this version cannot read: {error}."
+        ) from error
 
 
 def _describe(path: Path, where: str, weights: WeightSet | None) -> WeightsInfo:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compare models with recorded outputs: ``python -m ns_sparseattn.testing.golden FILE.npz ...``.
 
-A golden file holds inputs and outputs of a published implementation, and in ``config_json`` what is needed to build
-the same network. One JSON line per array goes to standard output; what a kind does not cover is said in the line's
-``skipped``. The exit code is 1 if an array is out of tolerance and 2 if a file cannot be used.
+A golden file holds inputs and outputs of a published implementation, and in ``config_json`` what is
+needed to build the same network. One JSON line per array goes to standard output; what a kind does
+not cover is said in the line's ``skipped``. The exit code is 1 if an array is out of tolerance and
+2 if a file cannot be used.
 
 Each kind of file is one `GoldenKind` in `KINDS`.
 """
@@ -28,7 +29,7 @@ __all__ = ["KINDS", "GoldenResult", "check_file", "main"]
 logger = logging.getLogger(__name__)
 
 KINDS: tuple[GoldenKind, ...] = (VGGT_OUTPUTS, UNITS_VGGT)
-"""Every kind of file that can be checked; the first whose pattern matches the file's tag is used."""
+"""Every kind of file that can be checked; the first whose pattern matches the tag is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,9 @@ def check_file(path: Path) -> Iterable[GoldenResult]:
             break
     else:
         known = ", ".join(kind.name for kind in KINDS)
-        raise GoldenError(f"{path}: no kind of golden file has the tag {golden.tag!r}; known kinds: {known}.")
+        raise GoldenError(
+            f"{path}: no kind of golden file has the tag {golden.tag!r}; known kinds: {known}."
+        )
     seen: set[str] = set()
     for check in kind.run(golden):
         seen.add(check.array)
@@ -94,7 +97,9 @@ def _judge(path: Path, check: Check) -> GoldenResult:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check the files named on the command line and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m ns_sparseattn.testing.golden", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m ns_sparseattn.testing.golden", description=__doc__
+    )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.npz")
     options = parser.parse_args(arguments)
     num_wrong = num_skipped = 0

@@ -49,9 +49,11 @@ class GoldenFile:
 
     @property
     def tag(self) -> str:
+        """Name of the recording, which tells its kind."""
         return str(self.config.get("tag", ""))
 
     def tensor(self, name: str) -> Tensor:
+        """Return one array as a tensor."""
         return torch.from_numpy(self.arrays[name])
 
 
@@ -65,7 +67,7 @@ class Check:
     tolerance: float
 
     def error(self) -> float:
-        """Return the largest difference over the root mean square of the recorded array; infinity if shapes differ."""
+        """Return the largest difference over the recorded RMS; infinity if shapes differ."""
         computed = self.computed
         if isinstance(computed, Tensor):
             computed = computed.detach().cpu().numpy()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Golden file of VGGT's small parts: rotations, encodings, embeddings, activations, preprocessing."""
+"""Golden file of VGGT's small parts: poses, embeddings, activations, preprocessing."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def _poses(golden: GoldenFile) -> Iterator[tuple[str, Tensor]]:
 
 def _unprojection(golden: GoldenFile) -> Iterator[tuple[str, Tensor]]:
     depth = golden.tensor("depth").double()
-    # The recorded function counts pixels from integers; half a pixel separates that from our convention.
+    # The recorded function counts pixels from integers; half a pixel separates that from our
+    # convention.
     pixels = pixel_centers(depth.shape[1], depth.shape[2]) - 0.5
     intrinsics = golden.tensor("intrinsic")[0].double()
     world_from_cam = invert_rigid(golden.tensor("extrinsic")[0].double())
@@ -86,7 +87,9 @@ def _embeddings(golden: GoldenFile) -> Iterator[tuple[str, Tensor]]:
         rope_table(positions, golden.arrays["rope_in"].shape[-1])
         for positions in golden.tensor("rope_pos_yx")
     ]
-    rotated = [apply_rope(x, table) for x, table in zip(golden.tensor("rope_in"), tables, strict=True)]
+    rotated = [
+        apply_rope(x, table) for x, table in zip(golden.tensor("rope_in"), tables, strict=True)
+    ]
     yield "rope_out", torch.stack(rotated)
 
     for name, array in golden.arrays.items():

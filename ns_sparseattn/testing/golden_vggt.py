@@ -17,8 +17,9 @@ from ..models.vggt_config import VGGTConfig
 from .golden_file import Check, GoldenFile, GoldenKind
 from .recipe import fill_weights, make_images
 
-# Perturbing every weight by one float32 rounding moves tokens, depth and poses by up to 3e-6 of their RMS, and what is
-# exponential or a tangent of them by up to 3e-5; the tolerances are about seven times that.
+# Perturbing every weight by one float32 rounding moves tokens, depth and poses by up to 3e-6 of
+# their RMS, and what is exponential or a tangent of them by up to 3e-5; the tolerances are about
+# seven times that.
 _TOLERANCE = 2e-5
 _TOLERANCE_AMPLIFIED = 2e-4
 _FP32 = InferenceOptions(precision="fp32")
@@ -26,7 +27,7 @@ _AMPLIFIED = ("out_world_points", "out_intrinsic")
 
 
 def config_from_golden(sizes: dict[str, Any] | str) -> VGGTConfig:
-    """Return the sizes that a golden file states; a sentence instead of numbers means the published ones."""
+    """Return the sizes that a file states; words instead of numbers mean the published ones."""
     if isinstance(sizes, str):
         return VGGTConfig()
     return VGGTConfig(
@@ -46,7 +47,8 @@ def config_from_golden(sizes: dict[str, Any] | str) -> VGGTConfig:
 
 @functools.lru_cache(maxsize=1)
 def _build(sizes_json: str, tag: str, conv_gain: float) -> VGGT:
-    # Files that share weights follow each other, and filling the published size takes most of a minute.
+    # Files that share weights follow each other, and filling the published size takes most of a
+    # minute.
     with torch.device("meta"):
         model = VGGT(config_from_golden(json.loads(sizes_json)))
     fill_weights(model, tag, conv_gain)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deterministic weights and images, made from names alone, with which reference outputs were recorded.
+"""Weights and images made from names alone, with which reference outputs were recorded.
 
-Every tensor has its own random stream, seeded by the SHA-256 of its name, so neither the order in which tensors are
-made nor any model code matters.
+Every tensor has its own random stream, seeded by the SHA-256 of its name, so neither the order in
+which tensors are made nor any model code matters.
 
 Axes: ``F`` frames, ``H`` x ``W`` pixels.
 """
@@ -30,7 +30,7 @@ def named_rng(name: str) -> np.random.Generator:
 
 
 def weight_distribution(key: str, shape: tuple[int, ...], conv_gain: float) -> tuple[float, float]:
-    """Return mean and standard deviation of a parameter, chosen by the end of its name and its number of axes."""
+    """Return mean and deviation of a parameter, by the end of its name and its axes."""
     kind = key.rpartition(".")[2]
     if kind == "gamma":
         return _LAYER_SCALE_MEAN, _LAYER_SCALE_STD
