@@ -68,7 +68,7 @@ def test_special_tokens_see_and_are_seen_by_everyone_at_any_density() -> None:
     tokens = TokenLayout(num_frames=3, num_special=5, grid_height=20, grid_width=20)
     q, k, v = _qkv(tokens)
     is_special = torch.arange(tokens.num_tokens) % tokens.tokens_per_frame < 5
-    # Every query prefers patches; a special token's value is visible only if the token is attended to.
+    # Outputs are then the share of attention that special tokens get: zero if they were dropped.
     v = is_special[None, None, :, None].float().expand_as(v)
     run = AttentionRun(AttentionPlan.block_sparse(density=0.01), tokens, 1)
     out = run.attend(0, q, k, v)

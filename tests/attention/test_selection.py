@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Block selection: the mass asked for is reached, bounds hold, and what has no keys is not chosen."""
+"""Block selection: the mass asked for is reached, bounds hold, empty blocks stay out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ns_sparseattn.attention import select_blocks
 
 
 def _clustered(num_tokens: int, *, heads: int = 2, seed: int = 0) -> torch.Tensor:
-    """Tokens in runs around shared centres, so that attention between blocks is far from uniform."""
+    """Tokens in runs around shared centres: attention between blocks is far from uniform."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(1, heads, 8, 32, generator=generator) * 1.5
     cluster = (torch.arange(num_tokens) // 50) % 8

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands show: log, progress bars, closing summary, errors without tracebacks."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.rule import Rule
+
+from .errors import ReconstructionError
+from .pipeline import ProcessOptions, ProcessResult, process
+
+_console = Console(stderr=True)
+
+
+def set_up_logging(*, verbose: bool) -> None:
+    """Show the package's log on standard error: warnings, and with `verbose` everything it does."""
+    handler = RichHandler(console=_console, show_path=False, show_time=False, rich_tracebacks=False)
+    logger = logging.getLogger(__package__)
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    logger.propagate = False
+
+
+@contextmanager
+def stage_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Show one bar per stage with count and remaining time; yields the function that feeds them."""
+    bars = Progress(
+        SpinnerColumn(finished_text="[green]✓"),
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=_console,
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def report(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=total)
+        bars.update(tasks[stage], completed=done, total=total)
+
+    with bars:
+        yield report
+
+
+@contextmanager
+def user_errors(*, verbose: bool) -> Iterator[None]:
+    """Turn errors that a user can cause into one sentence and exit code 1, Ctrl-C into 130.
+
+    Args:
+        verbose: Show the traceback as well.
+
+    Raises:
+        SystemExit: In place of the error.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        _console.print("[bold red]Interrupted.[/] Nothing was written.")
+        raise SystemExit(130) from None
+    except (ReconstructionError, TypeError, ValueError, OSError) as error:
+        if verbose:
+            _console.print_exception()
+        _console.print("[bold red]Error:[/]", end=" ")
+        _console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(1) from None
+
+
+def run_process(options: ProcessOptions, *, verbose: bool) -> ProcessResult:
+    """Run the pipeline as a command does: log, progress bars, summary, errors as exit codes.
+
+    Args:
+        options: What to do.
+        verbose: Show every log line, and tracebacks of errors.
+
+    Raises:
+        SystemExit: If it fails; the error has been shown.
+    """
+    set_up_logging(verbose=verbose)
+    with user_errors(verbose=verbose):
+        with stage_progress() as progress:
+            result = process(options, progress=progress)
+        _print_summary(result)
+        return result
+
+
+def _print_summary(result: ProcessResult) -> None:
+    """Print what was made and which command comes next, on standard output."""
+    out = Console(file=sys.stdout)
+    built, weights = result.scene, result.weights
+    out.print(
+        Rule("[bold green]:tada: All DONE :tada:[/]" if weights.verified else "[bold]All DONE[/]")
+    )
+    points = built.points
+    mean_track = float(points.track_length.double().mean()) if len(points) else 0.0
+    total_s = sum(stage.time_ms for stage in result.stages) / 1e3
+    lines = [
+        f"{len(built.images)} images posed, {len(built.cameras)} camera(s), {len(points)} points "
+        f"(mean track length {mean_track:.1f}).",
+        f"Weights {weights.name}, licence: {weights.licence}.",
+        f"{total_s:.1f} s in all: "
+        + ", ".join(f"{stage.name} {stage.time_ms / 1e3:.1f} s" for stage in result.stages)
+        + ".",
+    ]
+    if result.attention:
+        densities = [layer.density for layer in result.attention]
+        lines.append(
+            f"Global attention: {result.attention[0].policy}, mean density "
+            f"{sum(densities) / len(densities):.2f} over {len(densities)} layers."
+        )
+    lines += [f"Note: {note}" for note in result.notes]
+    lines += [f"Scene: {result.folder.root}", f"Next: {result.folder.train_command()}"]
+    for line in lines:
+        out.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dataparser ``sparse-vggt-data``: ``ns-train METHOD sparse-vggt-data --data ./imgs``.
+
+On first use it runs the pipeline and keeps the scene in a cache named after the photos' content and
+the options; from then on it behaves as nerfstudio's ``colmap`` dataparser does on that scene.
+
+nerfstudio imports this module on every ``ns-train``, outside any guard. It therefore imports
+nothing but nerfstudio and the standard library; everything that can fail is imported when the
+parser is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Optional, Type  # noqa: UP035 - tyro reads these on 3.10.
+
+from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataparserOutputs
+from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParser, ColmapDataParserConfig
+from nerfstudio.plugins.registry_dataparser import DataParserSpecification
+
+if TYPE_CHECKING:
+    from ..pipeline import ProcessOptions
+
+
+@dataclass
+class SparseVGGTDataParserConfig(ColmapDataParserConfig):
+    """Photos without poses: VGGT with sparse attention finds cameras and points on first use."""
+
+    _target: Type = field(default_factory=lambda: SparseVGGTDataParser)  # noqa: UP006
+    data: Path = Path()
+    """Folder of photos."""
+    cache_dir: Optional[Path] = None  # noqa: UP045
+    """Where scenes are kept. By default .ns_sparseattn in the photos' folder, or the user's cache
+    folder if that cannot be written."""
+    weights: str = "vggt-1b"
+    """A named set, a Hugging Face repository, a local file, or seeded / seeded-small."""
+    commercial: bool = False
+    """Refuse weights whose licence forbids or does not clearly allow commercial use."""
+    device: str = "auto"
+    """cuda, cuda:1, cpu, or auto: the GPU if there is one."""
+    attention: Literal["exact", "block-sparse"] = "exact"
+    """exact, or block-sparse with `density`, `mass` or both."""
+    density: Optional[float] = None  # noqa: UP045
+    """Share of the key blocks that each query block keeps, 0 to 1."""
+    mass: Optional[float] = None  # noqa: UP045
+    """Share of the pooled attention that the kept blocks must reach, 0 to 1."""
+    photo_masks: Optional[Path] = None  # noqa: UP045
+    """Folder of mask images matched by name; black pixels are ignored."""
+    skip_broken: bool = False
+    """Leave out files that cannot be read instead of stopping."""
+    resize: Literal["fit", "crop", "pad"] = "fit"
+    """How photos become network inputs."""
+    long_side: int = 518
+    """Longest side of the network's input, pixels."""
+    camera_mode: Literal["auto", "single", "per-folder", "per-image"] = "auto"
+    """Which photos share one camera."""
+    max_points: int = 200_000
+    """Points kept at most."""
+
+
+@dataclass
+class SparseVGGTDataParser(DataParser):
+    """Runs the pipeline once, then parses its scene folder as a COLMAP scene."""
+
+    config: SparseVGGTDataParserConfig
+
+    def _generate_dataparser_outputs(
+        self, split: str = "train", **kwargs: object
+    ) -> DataparserOutputs:
+        from .scene_cache import cached_scene
+
+        scene_dir = cached_scene(
+            process_options(self.config),
+            cache_dir=self.config.cache_dir,
+            is_evaluation=split == "test",
+        )
+        inherited = {f.name: getattr(self.config, f.name) for f in fields(ColmapDataParserConfig)}
+        inherited |= {"_target": ColmapDataParser, "data": scene_dir}
+        if self.config.masks_path is None and (scene_dir / "masks").is_dir():
+            inherited["masks_path"] = Path("masks")
+        return ColmapDataParser(ColmapDataParserConfig(**inherited)).get_dataparser_outputs(
+            split, **kwargs
+        )
+
+
+def process_options(config: SparseVGGTDataParserConfig) -> ProcessOptions:
+    """Return the pipeline options that a config stands for; the cache chooses the output folder.
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+    from ..options import FrameOptions, SceneOptions
+    from ..pipeline import AttentionOptions, ProcessOptions, WeightsOptions
+
+    return ProcessOptions(
+        data=config.data,
+        output_dir=Path(),
+        weights=WeightsOptions(
+            weights=config.weights, commercial=config.commercial, device=config.device
+        ),
+        attention=AttentionOptions(
+            attention=config.attention, density=config.density, mass=config.mass
+        ),
+        frames=FrameOptions(
+            masks=config.photo_masks,
+            skip_broken=config.skip_broken,
+            resize=config.resize,
+            long_side=config.long_side,
+        ),
+        scene=SceneOptions(camera_mode=config.camera_mode, max_points=config.max_points),
+    )
+
+
+sparse_vggt_data = DataParserSpecification(
+    config=SparseVGGTDataParserConfig(),
+    description="Photos without poses: VGGT with sparse attention finds cameras and points.",
+)

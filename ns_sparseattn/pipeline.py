@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stages in order: photos, weights, prediction, scene, scene folder.
+
+Everything that the command line, the nerfstudio command and the dataparser do is `process`.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from . import __version__, export, frames, scene
+from .attention import AttentionPlan, LayerStats
+from .models.compute import InferenceOptions
+from .models.weights import WeightsInfo, load_vggt
+from .options import ExportOptions, FrameOptions, SceneOptions
+from .prediction import Prediction, StageRecord
+from .stages import Progress, StageRecorder
+
+UNVERIFIED_NOTE = (
+    "The weights are unverified: no published or shipped set. Untrained or unknown weights give "
+    "poses and points that mean nothing."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsOptions:
+    """Which weights run, and where."""
+
+    weights: str = "vggt-1b"
+    """A named set (vggt-1b, vggt-1b-commercial), a Hugging Face repository (owner/name), a local
+    folder, .safetensors or .pt file; or seeded / seeded-small: untrained, to try the pipeline."""
+    commercial: bool = False
+    """Refuse weights whose licence forbids or does not clearly allow commercial use."""
+    device: str = "auto"
+    """cuda, cuda:1, cpu, or auto: the GPU if there is one."""
+
+    def resolve_device(self) -> torch.device:
+        """Return the device that the options name.
+
+        Raises:
+            ValueError: If the name is unknown or there is no such device.
+        """
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+        except RuntimeError:
+            raise ValueError(
+                f"`device` must be auto, cpu, cuda or cuda:N, got {self.device!r}."
+            ) from None
+        num_devices = torch.cuda.device_count()
+        if device.type == "cuda" and (device.index or 0) >= num_devices:
+            raise ValueError(
+                f"`device` is {self.device!r}, but torch {torch.__version__} sees {num_devices} "
+                "CUDA devices. Use --device cpu, or install a CUDA build of torch."
+            )
+        return device
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionOptions:
+    """What the global attention layers do."""
+
+    attention: Literal["exact", "block-sparse"] = "exact"
+    """exact: every layer dense, as the model was trained. block-sparse: training-free selection of
+    key blocks; needs `density`, `mass` or both."""
+    density: float | None = None
+    """Share of the key blocks that each query block keeps, 0 to 1; an upper bound if `mass` is
+    given."""
+    mass: float | None = None
+    """Share of the pooled attention that the kept blocks must reach, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        if self.attention == "exact" and (self.density, self.mass) != (None, None):
+            raise ValueError(
+                "`density` and `mass` have no effect with `attention` exact; set block-sparse."
+            )
+        self.plan()
+
+    def plan(self) -> AttentionPlan:
+        """Return the plan that the options describe."""
+        if self.attention == "exact":
+            return AttentionPlan.preset("vggt", "exact")
+        return AttentionPlan.block_sparse(density=self.density, mass=self.mass)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessOptions:
+    """Everything that turns photos into a scene folder."""
+
+    data: Path
+    """Folder of photos (sub-folders included), or one photo."""
+    output_dir: Path
+    """Folder to write the scene to; must not exist yet, or be empty, unless `overwrite` is set."""
+    weights: WeightsOptions = field(default_factory=WeightsOptions)
+    attention: AttentionOptions = field(default_factory=AttentionOptions)
+    inference: InferenceOptions = field(default_factory=InferenceOptions)
+    frames: FrameOptions = field(default_factory=FrameOptions)
+    scene: SceneOptions = field(default_factory=SceneOptions)
+    export: ExportOptions = field(default_factory=ExportOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessResult:
+    """What a run made."""
+
+    folder: export.SceneFolder
+    scene: scene.Scene
+    weights: WeightsInfo
+    stages: tuple[StageRecord, ...]
+    attention: tuple[LayerStats, ...]
+    notes: tuple[str, ...]
+    """Sentences that the user should read."""
+
+
+def process(options: ProcessOptions, *, progress: Progress | None = None) -> ProcessResult:
+    """Turn a folder of photos into a scene folder.
+
+    Args:
+        options: What to read, how to compute, where to write.
+        progress: Called as ``progress(stage, done, total)``.
+
+    Returns:
+        The scene and its folder, which appears whole or not at all.
+
+    Raises:
+        ValueError: If an option, a photo or the weights are unusable; the message says which and
+        what to do.
+        ReconstructionError: If a stage cannot go on.
+    """
+    device = options.weights.resolve_device()
+    export.check_output(options.output_dir, options.data, options.export)
+    before, after = StageRecorder(device, progress), StageRecorder(device, progress)
+    with before.stage("load photos", 1) as report:
+        photos = frames.load(options.data, options.frames, progress=report)
+    with before.stage("load weights", 1) as report:
+        model, weights = load_vggt(
+            options.weights.weights, commercial=options.weights.commercial, device=device
+        )
+        report(1)
+    prediction = model.predict(
+        photos.images,
+        plan=options.attention.plan(),
+        options=options.inference,
+        progress=progress,
+    )
+    del model  # Building the scene may need the memory.
+    with after.stage("build scene"):
+        built = scene.build_scene(prediction, photos, options.scene, progress=progress)
+    notes = (
+        *(() if weights.verified else (UNVERIFIED_NOTE,)),
+        *prediction.notes,
+        *built.notes,
+    )
+    run = _RunFacts(
+        options=options,
+        device=device,
+        weights=weights,
+        prediction=prediction,
+        stages=(*before.records, *prediction.stages, *after.records),
+        notes=notes,
+    )
+    with after.stage("write scene", 1) as report:
+        folder = export.write_scene(
+            built,
+            photos,
+            options.output_dir,
+            options.export,
+            manifest=_manifest(run, photos, built),
+            config=vars(options),
+            progress=report,
+        )
+    return ProcessResult(
+        folder=folder,
+        scene=built,
+        weights=weights,
+        stages=(*before.records, *prediction.stages, *after.records),
+        attention=prediction.attention,
+        notes=notes,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RunFacts:
+    """What is known about a run before its scene is written."""
+
+    options: ProcessOptions
+    device: torch.device
+    weights: WeightsInfo
+    prediction: Prediction
+    stages: tuple[StageRecord, ...]
+    notes: tuple[str, ...]
+
+
+def _manifest(run: _RunFacts, photos: frames.Frames, built: scene.Scene) -> dict[str, object]:
+    """Gather what a reader of the scene folder may want to know about the run."""
+    is_cuda = run.device.type == "cuda"
+    return {
+        "version": __version__,
+        "model": "vggt",
+        "weights": run.weights,
+        "options": run.options,
+        "machine": {
+            "device": torch.cuda.get_device_name(run.device) if is_cuda else "cpu",
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "stages": run.stages,
+        "peak_memory_gib": max(stage.peak_memory_gib for stage in run.stages),
+        "attention": run.prediction.attention,
+        "images": built.summaries,
+        "skipped": photos.skipped,
+        "notes": list(run.notes),
+    }
