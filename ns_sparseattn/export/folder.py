@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scene folder: everything that trainers read, renamed into place when it is complete.
+
+``docs/scene-folder.md`` describes the result. All files but ``manifest.json`` depend on the scene,
+the photos and the options alone; what differs from run to run (times, versions, whether a photo
+could be linked) stands in the manifest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ReconstructionError
+from ..frames.types import Frame, Frames
+from ..options import ExportOptions
+from ..scene.types import Scene
+from .colmap import write_colmap
+from .json_file import to_plain, write_json
+from .nerfstudio import PLY_NAME, TRANSFORMS_NAME, write_nerfstudio
+from .output import MANIFEST_NAME, SCENE_FORMAT, SCENE_FORMAT_VERSION, check_output
+from .photos import (
+    PhotoRecord,
+    PlannedPhoto,
+    Progress,
+    downscale_factors,
+    has_masks,
+    plan_photos,
+    write_photos,
+)
+from .staging import staged_folder
+
+_log = logging.getLogger(__name__)
+
+CONFIG_NAME = "config.json"
+
+_RESERVED = ("format", "format_version", "contents", "photos", "num_points", "num_observations")
+"""Manifest entries that are written here."""
+
+_LARGE_SIDE = 1600
+"""Longest side, in pixels, up to which nerfstudio does not look for smaller copies."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneFolder:
+    """Where the parts of a written scene are. All paths are absolute."""
+
+    root: Path
+    images: Path
+    images_by_factor: Mapping[int, Path]
+    """Folders of smaller photos by the factor: 2, 4, 8."""
+    masks: Path | None
+    """Folder of masks, or ``None`` if no photo has one."""
+    colmap: Path
+    """The binary COLMAP model."""
+    colmap_text: Path | None
+    """The same as text, if asked for."""
+    transforms: Path
+    """nerfstudio's ``transforms.json``."""
+    point_cloud: Path
+    """nerfstudio's seed points."""
+    manifest: Path
+    config: Path | None
+
+    def train_command(self, method: str = "splatfacto") -> str:
+        """Return the command that trains on this scene.
+
+        Args:
+            method: Name of a nerfstudio method.
+
+        Returns:
+            A line for the shell, quoted where needed.
+
+        Example:
+            >>> SceneFolder.at(Path("/data/my scene")).train_command()
+            "ns-train splatfacto --data '/data/my scene'"
+        """
+        return shlex.join(["ns-train", method, "--data", str(self.root)])
+
+    @classmethod
+    def at(
+        cls,
+        root: Path,
+        *,
+        num_downscales: int = 0,
+        has_masks: bool = False,
+        has_colmap_text: bool = False,
+        has_config: bool = False,
+    ) -> SceneFolder:
+        """Name the parts of a scene folder without looking at the disk."""
+        return cls(
+            root=root,
+            images=root / "images",
+            images_by_factor={k: root / f"images_{k}" for k in downscale_factors(num_downscales)},
+            masks=root / "masks" if has_masks else None,
+            colmap=root / "colmap/sparse/0",
+            colmap_text=root / "colmap/text" if has_colmap_text else None,
+            transforms=root / TRANSFORMS_NAME,
+            point_cloud=root / PLY_NAME,
+            manifest=root / MANIFEST_NAME,
+            config=root / CONFIG_NAME if has_config else None,
+        )
+
+
+def write_scene(
+    scene: Scene,
+    frames: Frames,
+    output_dir: Path,
+    options: ExportOptions,
+    *,
+    manifest: Mapping[str, object],
+    config: Mapping[str, object] | None = None,
+    progress: Progress | None = None,
+) -> SceneFolder:
+    """Write a scene folder that nerfstudio and COLMAP's users can open.
+
+    Args:
+        scene: Cameras, posed images and points, in original pixels; it is not changed. Image names
+            are frame names.
+        frames: The photos. Those without an image in the scene are left out.
+        output_dir: Folder to make. It must be missing or empty, or a scene of this tool if
+            ``options.overwrite`` is set.
+        options: What to write.
+        manifest: Facts about the run for ``manifest.json``, added to those about the files.
+        config: The resolved options for ``config.json``; without them there is no such file.
+        progress: Called in this thread with the number of photos that are done and of all photos.
+
+    Returns:
+        Where everything is.
+
+    Raises:
+        ValueError: If the output may not be written (see `check_output`), the scene does not fit
+            the frames, or it holds numbers that are not finite.
+        BrokenPhotoError: If a photo can no longer be read.
+        ReconstructionError: If pycolmap is missing, the disk is full, or something else keeps files
+            from being written. As after any other exception, the output is then what it was before.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from PIL import Image
+        >>> from ns_sparseattn.frames import load
+        >>> from ns_sparseattn.options import FrameOptions
+        >>> from ns_sparseattn.scene.types import Camera, Points, PosedImage
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "photos").mkdir()
+        >>> Image.new("RGB", (64, 48)).save(folder / "photos/a.png")
+        >>> frames = load(folder / "photos", FrameOptions())
+        >>> camera = Camera(
+        ...     camera_id=1, model="SIMPLE_PINHOLE", width=64, height=48, params=(70.0, 32.0, 24.0)
+        ... )
+        >>> pose = torch.eye(3, 4, dtype=torch.float64)
+        >>> image = PosedImage(image_id=1, name="a.png", camera_id=1, cam_from_world=pose)
+        >>> none = torch.zeros(0, dtype=torch.int64)
+        >>> no_rows = torch.zeros(0, 3, dtype=torch.float64)
+        >>> points = Points(xyz=no_rows, rgb=no_rows.byte(), error=no_rows[:, 0],
+        ...                 obs_point=none, obs_image=none, obs_xy=no_rows[:, :2])
+        >>> scene = Scene(cameras=(camera,), images=(image,), points=points)
+        >>> written = write_scene(
+        ...     scene, frames, folder / "scene", ExportOptions(), manifest={"model": "none"}
+        ... )
+        >>> sorted(path.name for path in written.root.iterdir())  # doctest: +NORMALIZE_WHITESPACE
+        ['colmap', 'images', 'images_2', 'images_4', 'images_8', 'manifest.json', 'sparse_pc.ply',
+         'transforms.json']
+    """
+    reserved = sorted(set(_RESERVED) & set(manifest))
+    if reserved:
+        raise ValueError(
+            f"`manifest` must not use the entries {', '.join(_RESERVED)}, got {reserved}."
+        )
+    target = check_output(output_dir, frames, options)
+    photos = plan_photos(_posed_frames(scene, frames))
+    named_scene = _with_names(scene, photos)
+    staged = staged_folder(target, may_replace=options.overwrite)
+    with _clear_errors(output_dir), staged as folder:
+        write_colmap(named_scene, folder / "colmap/sparse/0")
+        if options.colmap_text:
+            write_colmap(named_scene, folder / "colmap/text", text=True)
+        _write_nerfstudio(named_scene, folder, photos)
+        records = write_photos(
+            photos, folder, num_downscales=options.num_downscales, progress=progress
+        )
+        if config is not None:
+            write_json(folder / CONFIG_NAME, config)
+        # The manifest marks a complete scene, so it comes last.
+        contents = [*(entry.name for entry in folder.iterdir()), MANIFEST_NAME]
+        facts = _facts(named_scene, records, contents)
+        write_json(folder / MANIFEST_NAME, {**to_plain(manifest), **facts})
+    _warn_about_trainers(scene, options)
+    return SceneFolder.at(
+        target,
+        num_downscales=options.num_downscales,
+        has_masks=has_masks([photo.frame for photo in photos]),
+        has_colmap_text=options.colmap_text,
+        has_config=config is not None,
+    )
+
+
+def _posed_frames(scene: Scene, frames: Frames) -> list[Frame]:
+    """Return the frame of each image, after checking that sizes agree."""
+    by_name = {frame.name: frame for frame in frames.frames}
+    cameras = {camera.camera_id: camera for camera in scene.cameras}
+    posed: list[Frame] = []
+    for image in scene.images:
+        if image.name not in by_name:
+            raise ValueError(f"`scene` must hold images of `frames` only, got {image.name!r}.")
+        frame, camera = by_name[image.name], cameras[image.camera_id]
+        if frame.size != (camera.width, camera.height):
+            raise ValueError(
+                f"The camera of {image.name} must have the size of the photo, "
+                f"{frame.size[0]} x {frame.size[1]}, got {camera.width} x {camera.height}."
+            )
+        posed.append(frame)
+    num_left_out = len(frames) - len(posed)
+    if num_left_out:
+        _log.warning(
+            "%d of %d photos have no pose and are left out of the scene.", num_left_out, len(frames)
+        )
+    return posed
+
+
+def _with_names(scene: Scene, photos: Sequence[PlannedPhoto]) -> Scene:
+    """Return the scene with the names that its images have in the folder."""
+    images = tuple(
+        dataclasses.replace(image, name=photo.names.image)
+        for image, photo in zip(scene.images, photos, strict=True)
+    )
+    return dataclasses.replace(scene, images=images)
+
+
+def _write_nerfstudio(scene: Scene, folder: Path, photos: Sequence[PlannedPhoto]) -> None:
+    names = [photo.names for photo in photos]
+    image_paths = {name.image: f"images/{name.flat_image}" for name in names}
+    mask_paths = {name.image: f"masks/{name.flat_mask}" for name in names}
+    with_masks = has_masks([photo.frame for photo in photos])
+    write_nerfstudio(scene, folder, image_paths, mask_paths if with_masks else None)
+
+
+def _facts(
+    scene: Scene, records: Sequence[PhotoRecord], contents: Sequence[str]
+) -> dict[str, object]:
+    """Return what the manifest says about the files."""
+    return {
+        "format": SCENE_FORMAT,
+        "format_version": SCENE_FORMAT_VERSION,
+        "contents": sorted(contents),
+        "photos": [
+            {**to_plain(record), "image_id": image.image_id, "camera_id": image.camera_id}
+            for record, image in zip(records, scene.images, strict=True)
+        ],
+        "num_points": len(scene.points),
+        "num_observations": len(scene.points.obs_point),
+    }
+
+
+def _warn_about_trainers(scene: Scene, options: ExportOptions) -> None:
+    """Say where nerfstudio's parsers would stop at this scene."""
+    if not len(scene.points):
+        _log.warning(
+            "The scene has no points. nerfstudio's `colmap` parser fails on that unless it is "
+            "given --load-3D-points False; `nerfstudio-data` starts from random points."
+        )
+    side = max(max(camera.width, camera.height) for camera in scene.cameras)
+    factor = 1
+    while side / factor > _LARGE_SIDE:
+        factor *= 2
+    if factor > 2**options.num_downscales:
+        _log.warning(
+            "Photos of %d pixels make nerfstudio's `colmap` parser look for images_%d, which is "
+            "not written: raise --num-downscales, or give the parser a --downscale-factor.",
+            side,
+            factor,
+        )
+
+
+@contextlib.contextmanager
+def _clear_errors(output_dir: Path) -> Iterator[None]:
+    """Turn what the operating system says into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = "the disk is full; free some space or choose a folder on another disk"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason = f"no permission to write {error.filename or 'there'}"
+        else:
+            reason = str(error)
+        raise ReconstructionError(
+            f"The scene could not be written to {output_dir}: {reason}."
+        ) from error
