@@ -83,8 +83,8 @@ def encode_upright(
 
 def reduce_photo(image: Image.Image, factor: int) -> Image.Image:
     """Return the means of blocks of ``factor`` squared pixels; incomplete blocks are cut."""
-    size, box = _reduced_size(image.size, factor)
-    return image.resize(size, Image.Resampling.BOX, box=box)
+    _, box = _reduced_size(image.size, factor)
+    return image.reduce(factor, box=box)
 
 
 def reduce_mask(image: Image.Image, factor: int) -> Image.Image:
@@ -104,7 +104,8 @@ def _reduced_size(
 def _upright_exif(exif: Image.Exif, size: tuple[int, int]) -> bytes:
     """Return the block without orientation and with a size; empty if nothing is left."""
     exif.pop(_ORIENTATION, None)
-    details = exif.get_ifd(_EXIF_IFD)
+    # Asking for a part that is not there would make an empty one.
+    details = exif.get_ifd(_EXIF_IFD) if _EXIF_IFD in exif else {}
     for tag, value in zip((_PIXEL_WIDTH, _PIXEL_HEIGHT), size, strict=True):
         if tag in details:
             details[tag] = value

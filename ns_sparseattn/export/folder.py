@@ -173,6 +173,7 @@ def write_scene(
         raise ValueError(
             f"`manifest` must not use the entries {', '.join(_RESERVED)}, got {reserved}."
         )
+    plain_manifest = to_plain(manifest)
     target = check_output(output_dir, frames, options)
     photos = plan_photos(_posed_frames(scene, frames))
     named_scene = _with_names(scene, photos)
@@ -190,7 +191,7 @@ def write_scene(
         # The manifest marks a complete scene, so it comes last.
         contents = [*(entry.name for entry in folder.iterdir()), MANIFEST_NAME]
         facts = _facts(named_scene, records, contents)
-        write_json(folder / MANIFEST_NAME, {**to_plain(manifest), **facts})
+        write_json(folder / MANIFEST_NAME, {**plain_manifest, **facts})
     _warn_about_trainers(scene, options)
     return SceneFolder.at(
         target,

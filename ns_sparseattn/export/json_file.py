@@ -11,6 +11,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import torch
+
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write a mapping as indented JSON with sorted keys.
@@ -37,6 +39,8 @@ def to_plain(value: object) -> Any:
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Path):
         return value.as_posix()
+    if isinstance(value, torch.device | torch.dtype):
+        return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)
