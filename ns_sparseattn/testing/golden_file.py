@@ -75,7 +75,9 @@ class Check:
             return float("inf")
         found, wanted = computed.astype(np.float64), self.recorded.astype(np.float64)
         # Equal infinities agree; their difference would be NaN.
-        difference = np.abs(np.where(found == wanted, 0.0, found - wanted))
+        difference = np.abs(
+            np.subtract(found, wanted, where=found != wanted, out=np.zeros(found.shape))
+        )
         scale = float(np.sqrt(np.mean(np.square(wanted[np.isfinite(wanted)]))))
         return float(difference.max()) / (scale or 1.0)
 

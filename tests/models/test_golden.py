@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our network against recorded outputs of the published one, by function and by command."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ns_sparseattn.testing.golden import KINDS, check_file, main
+from ns_sparseattn.testing.golden_file import Check, GoldenError
+
+
+@pytest.mark.parametrize("name", ["vggt_small_native", "vggt_small_wide", "units_vggt"])
+def test_small_files_are_within_tolerance(golden_folder: Path, name: str) -> None:
+    results = list(check_file(golden_folder / f"{name}.npz"))
+    assert [result for result in results if not result.ok] == []
+    assert sum(result.error is not None for result in results) >= 13
+
+
+def test_only_the_track_head_is_not_covered(golden_folder: Path) -> None:
+    for path in sorted(golden_folder.glob("*vggt*.npz")):
+        for result in check_file(path):
+            assert (result.skipped is not None) == (
+                "track" in result.array or "vis" in result.array
+            )
+
+
+@pytest.mark.slow
+def test_full_size_files_are_within_tolerance(shared: Path) -> None:
+    for name in ("vggt_full_outputs", "vggt_full_layers"):
+        results = list(check_file(shared / "models" / "golden_a" / f"{name}.npz"))
+        assert results
+        assert [result for result in results if not result.ok] == []
+
+
+def test_command_prints_a_line_per_array_and_succeeds(golden_folder: Path) -> None:
+    file = golden_folder / "vggt_small_wide.npz"
+    done = subprocess.run(
+        [sys.executable, "-m", "ns_sparseattn.testing.golden", str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {row["array"]: row for row in map(json.loads, done.stdout.splitlines())}
+    depth = rows["out_depth"]
+    assert depth["file"] == file.name
+    assert depth["ok"]
+    assert depth["error"] <= depth["tolerance"] == 2e-5
+    assert rows["out_track"]["skipped"] == "the track head is not implemented"
+    assert "6 arrays are not covered" in done.stderr
+
+
+def test_a_wrong_array_fails(
+    golden_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = dict(np.load(golden_folder / "vggt_small_native.npz"))
+    arrays["out_depth"] = arrays["out_depth"] * 1.001
+    np.savez(tmp_path / "wrong.npz", **arrays)
+    assert main([str(tmp_path / "wrong.npz")]) == 1
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["array"] for row in rows if not row["ok"]] == ["out_depth"]
+
+
+def test_unusable_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.npz").write_text("no archive")
+    np.savez(tmp_path / "plain.npz", a=np.zeros(3))
+    config = json.dumps({"tag": "golden-a/other/1"})
+    np.savez(tmp_path / "other.npz", config_json=np.array(config))
+    for name, message in (
+        ("absent", "cannot be read"),
+        ("text", "cannot be read"),
+        ("plain", "holds no `config_json`"),
+        ("other", "no kind of golden file has the tag 'golden-a/other/1'; known kinds: vggt"),
+    ):
+        assert main([str(tmp_path / f"{name}.npz")]) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(GoldenError, match="no kind"):
+        list(check_file(tmp_path / "other.npz"))
+
+
+def test_kinds_have_names_of_their_own() -> None:
+    assert len({kind.name for kind in KINDS}) == len(KINDS)
+
+
+def test_error_is_relative_to_the_root_mean_square() -> None:
+    recorded = np.array([3.0, -4.0, 0.0, 0.0])
+    rms = 2.5
+    assert Check("a", recorded + [0, 0, 0.1, 0], recorded, 0).error() == pytest.approx(0.1 / rms)
+    assert Check("a", recorded[:3], recorded, 0).error() == math.inf
+    assert math.isnan(Check("a", recorded * np.nan, recorded, 0).error())
+    infinite = np.array([np.inf, 1.0])
+    assert Check("a", infinite, infinite, 0).error() == 0
+    assert Check("a", -infinite, infinite, 0).error() == math.inf
