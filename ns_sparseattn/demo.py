@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m ns_sparseattn.demo``: the whole pipeline on sample views that it renders, or on your photos."""
+"""``python -m ns_sparseattn.demo``: the whole pipeline on rendered views, or on your photos."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .pipeline import ProcessOptions, WeightsOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Make a scene from rendered sample views, or from your own photos, with a small untrained network."""
+    """Make a scene from rendered sample views or your own photos, with an untrained network."""
 
     photos: Path | None = None
     """Folder of photos; by default sample views are rendered into the output folder."""

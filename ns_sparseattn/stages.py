@@ -16,7 +16,7 @@ from .prediction import StageRecord
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
-"""Called as ``progress(stage, done, total)``; the unit is frames or layers, whichever the stage counts."""
+"""Called as ``progress(stage, done, total)``; the unit is whatever the stage counts."""
 
 
 class StageRecorder:
@@ -29,6 +29,7 @@ class StageRecorder:
 
     @property
     def records(self) -> tuple[StageRecord, ...]:
+        """What each finished stage cost, in order."""
         return tuple(self._records)
 
     @contextmanager
@@ -73,7 +74,7 @@ def _peak_memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     try:
-        import resource  # noqa: PLC0415 - does not exist on Windows
+        import resource  # Does not exist on Windows.
     except ImportError:
         return float("nan")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Optional, Type  # noqa: UP035 - tyro reads these on 3.10.
+from typing import TYPE_CHECKING, Any, Literal, Optional, Type  # noqa: UP035 - tyro reads these on 3.10.
 
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataparserOutputs
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParser, ColmapDataParserConfig
@@ -63,10 +63,10 @@ class SparseVGGTDataParserConfig(ColmapDataParserConfig):
 class SparseVGGTDataParser(DataParser):
     """Runs the pipeline once, then parses its scene folder as a COLMAP scene."""
 
-    config: SparseVGGTDataParserConfig
+    config: SparseVGGTDataParserConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def _generate_dataparser_outputs(
-        self, split: str = "train", **kwargs: object
+        self, split: str = "train", **kwargs: Any
     ) -> DataparserOutputs:
         from .scene_cache import cached_scene
 

@@ -49,7 +49,7 @@ def extend_commands(module: ModuleType) -> None:
         if name not in taken
     ]
     if members:
-        module.Commands = Union[(module.Commands, *members)]
+        vars(module)["Commands"] = Union[(module.Commands, *members)]
 
 
 def _subcommand_names(member: object) -> list[str]:

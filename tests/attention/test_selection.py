@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -114,7 +115,7 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"max_density": 1.1}, "Density bounds"),
     ],
 )
-def test_bad_shares_are_named(options: dict[str, float], words: str) -> None:
+def test_bad_shares_are_named(options: dict[str, Any], words: str) -> None:
     q = _clustered(128)
     with pytest.raises(ValueError, match=words):
         select_blocks(q, q, **options)
