@@ -154,7 +154,6 @@ def process(options: ProcessOptions, *, progress: Progress | None = None) -> Pro
         built = scene.build_scene(prediction, photos, options.scene, progress=progress)
     notes = (
         *(() if weights.verified else (UNVERIFIED_NOTE,)),
-        *prediction.notes,
         *built.notes,
     )
     run = _RunFacts(
