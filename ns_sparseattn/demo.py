@@ -40,10 +40,10 @@ class Demo:
         )
 
     def _render(self) -> Path:
-        from .testing.synthetic import render_room, write_photos
+        from .testing.synthetic import make_room, write_photos
 
         folder = self.output_dir / "photos"
-        write_photos(render_room(num_views=self.num_views), folder)
+        write_photos(make_room(num_views=self.num_views), folder)
         return folder
 
 

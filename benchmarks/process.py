@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m benchmarks.process``: seconds and memory of the whole command, stage by stage.
+
+The command runs in a process of its own, as a user would run it; times and peaks come from its
+manifest, the total from the clock around it. Each run appends one row to
+``benchmarks/results/process.jsonl``. With untrained weights the network does the same arithmetic as
+with published ones; only what follows from plausible geometry (number of points) differs.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from benchmarks.machine import describe
+
+RESULTS = Path(__file__).with_name("results") / "process.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Time one run of the command on a folder of photos."""
+
+    data: Path
+    """Folder of photos."""
+    name: str
+    """What the row calls the photos."""
+    weights: str = "seeded"
+    """Weights, as the command takes them; seeded is the full-size network."""
+    device: str = "cpu"
+    """Device, as the command takes it."""
+    arguments: tuple[str, ...] = field(default=())
+    """Further arguments of the command."""
+
+    def main(self) -> None:
+        """Run, print the row, append it."""
+        with tempfile.TemporaryDirectory() as folder:
+            scene = Path(folder) / "scene"
+            command = [sys.executable, "-m", "ns_sparseattn", "process", "vggt"]
+            command += ["--data", str(self.data), "--output-dir", str(scene)]
+            command += ["--weights", self.weights, "--device", self.device, *self.arguments]
+            start = time.perf_counter()
+            subprocess.run(command, check=True)
+            total_s = time.perf_counter() - start
+            manifest = json.loads((scene / "manifest.json").read_text(encoding="utf-8"))
+        layers = manifest["attention"]
+        row = {
+            "photos": self.name,
+            "num_photos": len(manifest["photos"]),
+            "photo_size": [manifest["photos"][0]["width"], manifest["photos"][0]["height"]],
+            "weights": self.weights,
+            "arguments": list(self.arguments),
+            "total_s": round(total_s, 1),
+            "stages_s": {s["name"]: round(s["time_ms"] / 1e3, 2) for s in manifest["stages"]},
+            "peak_memory_gib": round(manifest["peak_memory_gib"], 2),
+            "global_attention_s": round(sum(layer["time_ms"] for layer in layers) / 1e3, 2),
+            "mean_density": round(sum(layer["density"] for layer in layers) / len(layers), 4),
+            "num_points": manifest["num_points"],
+            "machine": describe(self.device),
+        }
+        print(json.dumps(row, indent=2))
+        RESULTS.parent.mkdir(exist_ok=True)
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    tyro.cli(Bench).main()
