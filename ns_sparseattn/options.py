@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Typed options of every stage. The text under a field is its documentation and its ``--help`` at once.
+"""Typed options of every stage.
 
-Every threshold of the pipeline is a field here, with its unit and the source of its default.
+The text under a field is its documentation and its ``--help`` at once. Every threshold of the
+pipeline is a field here, with its unit and the source of its default.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ class FrameOptions:
     """How photos are found and prepared."""
 
     masks: Path | None = None
-    """Folder of mask images matched by name (a.jpg -> a.png, a.jpg.png or a.jpg); black pixels are ignored."""
+    """Folder of mask images matched by name (a.jpg -> a.png, a.jpg.png or a.jpg); black pixels are
+    ignored."""
     skip_broken: bool = False
     """Leave out files that cannot be read, and list them, instead of stopping."""
     resize: ResizeRule = "fit"
-    """fit: the long side becomes `long_side`, nothing is lost. crop: VGGT's own rule, the width becomes `long_side`
-    and rows of portrait photos are cut. pad: fit, then padded with white to a square."""
+    """fit: the long side becomes `long_side`, nothing is lost. crop: VGGT's own rule, the width
+    becomes `long_side` and rows of portrait photos are cut. pad: fit, then padded with white to a
+    square."""
     long_side: int = 518
     """Longest side of the network's input, pixels. VGGT was trained at 518."""
     patch_size: int = 14
@@ -42,7 +45,8 @@ class FrameOptions:
         check_range("patch_size", self.patch_size, 1, 64, unit=" pixels")
         if self.long_side % self.patch_size:
             raise ValueError(
-                f"`long_side` must be a multiple of the patch size {self.patch_size}, got {self.long_side}."
+                f"`long_side` must be a multiple of the patch size {self.patch_size}, "
+                f"got {self.long_side}."
             )
 
 
@@ -51,11 +55,14 @@ class SceneOptions:
     """How a prediction becomes a scene."""
 
     camera_mode: CameraMode = "auto"
-    """Which photos share one camera. auto: same EXIF camera, lens and focal length, and same size."""
+    """Which photos share one camera. auto: same EXIF camera, lens and focal length, and same
+    size."""
     camera_type: CameraType = "pinhole"
-    """Camera model that is written: pinhole (fx, fy), simple_pinhole (one f), perspective (OPENCV, no distortion)."""
+    """Camera model that is written: pinhole (fx, fy), simple_pinhole (one f), perspective (OPENCV,
+    no distortion)."""
     max_points: int = 200_000
-    """Points kept at most; a voxel grid thins them evenly. Trainers start well from 200 000 to 500 000."""
+    """Points kept at most; a voxel grid thins them evenly. Trainers start well from 200 000 to 500
+    000."""
     confidence_percentile: float = 25.0
     """Share of the least confident pixels that make no points, per cent of all valid pixels."""
     depth_tolerance: float = 0.02
@@ -65,32 +72,35 @@ class SceneOptions:
     max_track_length: int = 30
     """Observations kept of one point; the best agreeing views stay."""
     edge_tolerance: float = 0.05
-    """Pixels whose 3 x 3 neighbourhood spans more than this share of their depth lie on an edge and make no point."""
+    """Pixels whose 3 x 3 neighbourhood spans more than this share of their depth lie on an edge and
+    make no point."""
     candidates_per_point: float = 4.0
-    """Pixels tried per point of `max_points`, spread evenly over the photos: bounds memory and time. With 4, enough
-    remain after the filters on all scenes tried."""
+    """Pixels tried per point of `max_points`, spread evenly over the photos: bounds memory and
+    time. With 4, enough remain after the filters on all scenes tried."""
     min_fov_deg: float = 5.0
-    """Predicted focal lengths with a narrower field of view, across or down, are replaced, degrees. A 500 mm
-    telephoto lens on a full-frame camera has 4.1 across."""
+    """Predicted focal lengths with a narrower field of view, across or down, are replaced, degrees.
+    A 500 mm telephoto lens on a full-frame camera has 4.1 across."""
     max_fov_deg: float = 170.0
-    """Predicted focal lengths with a wider field of view, across or down, are replaced, degrees. Near 180 no
-    pinhole camera exists."""
+    """Predicted focal lengths with a wider field of view, across or down, are replaced, degrees.
+    Near 180 no pinhole camera exists."""
     default_focal_factor: float = 1.2
-    """Focal length assumed when neither the model nor EXIF knows it, as a share of the photo's longer side. This is
-    COLMAP's `default_focal_length_factor`."""
+    """Focal length assumed when neither the model nor EXIF knows it, as a share of the photo's
+    longer side. This is COLMAP's `default_focal_length_factor`."""
     rotation_tolerance: float = 0.1
-    """A predicted rotation whose matrix differs by more than this (Frobenius norm) from every rotation is no pose."""
+    """A predicted rotation whose matrix differs by more than this (Frobenius norm) from every
+    rotation is no pose."""
     min_agreeing_points: int = 100
-    """With fewer points that two views agree on, unchecked points of single views are kept and a note says so. Less
-    than 100 points tie no scene together."""
+    """With fewer points that two views agree on, unchecked points of single views are kept and a
+    note says so. Less than 100 points tie no scene together."""
     min_agreement_share: float = 0.1
-    """A note warns if a smaller share of all pixels tried is confirmed by other views. Overlapping photos of a
-    static scene reach 0.5 and more with exact depth."""
+    """A note warns if a smaller share of all pixels tried is confirmed by other views. Overlapping
+    photos of a static scene reach 0.5 and more with exact depth."""
     max_unchecked_points: int = 20_000
-    """Points of single views kept at most when the views do not agree; enough to look at, too few to train on."""
+    """Points of single views kept at most when the views do not agree; enough to look at, too few
+    to train on."""
     min_triangulation_angle_deg: float = 1.5
-    """A note warns if the median point is seen under a smaller angle between its views, degrees. This is COLMAP's
-    `filter_min_tri_angle`: below it, depth cannot be checked between views."""
+    """A note warns if the median point is seen under a smaller angle between its views, degrees.
+    This is COLMAP's `filter_min_tri_angle`: below it, depth cannot be checked between views."""
 
     def __post_init__(self) -> None:
         check_range("max_points", self.max_points, 1, 100_000_000)
@@ -101,6 +111,11 @@ class SceneOptions:
         check_range("min_views", self.min_views, 1, 1_000)
         check_range("max_track_length", self.max_track_length, 2, 100_000)
         check_range("edge_tolerance", self.edge_tolerance, 1e-6, 10.0)
+        if self.min_views > self.max_track_length:
+            raise ValueError(
+                f"`min_views` must not exceed `max_track_length` {self.max_track_length}, "
+                f"got {self.min_views}."
+            )
         check_range("candidates_per_point", self.candidates_per_point, 1.0, 1_000.0)
         check_range("min_fov_deg", self.min_fov_deg, 0.01, 179.0, unit=" degrees")
         check_range("max_fov_deg", self.max_fov_deg, self.min_fov_deg, 179.9, unit=" degrees")
@@ -110,7 +125,11 @@ class SceneOptions:
         check_range("min_agreement_share", self.min_agreement_share, 0.0, 1.0)
         check_range("max_unchecked_points", self.max_unchecked_points, 1, 100_000_000)
         check_range(
-            "min_triangulation_angle_deg", self.min_triangulation_angle_deg, 0.0, 90.0, unit=" degrees"
+            "min_triangulation_angle_deg",
+            self.min_triangulation_angle_deg,
+            0.0,
+            90.0,
+            unit=" degrees",
         )
 
 

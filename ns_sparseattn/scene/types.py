@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A reconstructed scene as frozen values: cameras, posed images, points with their observations.
 
-Everything is in original pixels (the upright photos') and in one world frame. Tensors are on the CPU; poses and
-points are float64, because bundle adjustment and COLMAP work in doubles.
+Everything is in original pixels (the upright photos') and in one world frame. Tensors are on the
+CPU; poses and points are float64, because bundle adjustment and COLMAP work in doubles.
 
 Axes: ``P`` points, ``O`` observations.
 """
@@ -44,10 +44,13 @@ class Camera:
     def __post_init__(self) -> None:
         expected = PARAM_NAMES[self.model]
         if len(self.params) != len(expected):
-            raise ValueError(f"`params` of a {self.model} camera must be {expected}, got {self.params}.")
+            raise ValueError(
+                f"`params` of a {self.model} camera must be {expected}, got {self.params}."
+            )
 
     @property
     def named_params(self) -> dict[str, float]:
+        """The parameters by name."""
         return dict(zip(PARAM_NAMES[self.model], self.params, strict=True))
 
     @property
@@ -135,8 +138,14 @@ class Scene:
         camera_ids = {camera.camera_id for camera in self.cameras}
         unknown = [image.name for image in self.images if image.camera_id not in camera_ids]
         if unknown:
-            raise ValueError(f"`images` must refer to cameras of the scene; these do not: {unknown[:5]}.")
-        repeated = [name for name, count in Counter(image.name for image in self.images).items() if count > 1]
+            raise ValueError(
+                f"`images` must refer to cameras of the scene; these do not: {unknown[:5]}."
+            )
+        repeated = [
+            name
+            for name, count in Counter(image.name for image in self.images).items()
+            if count > 1
+        ]
         if repeated:
             raise ValueError(f"`images` must have unique names, got {repeated[:5]} more than once.")
 

@@ -7,6 +7,8 @@ Axes: ``R`` rays, ``H`` rows, ``W`` columns.
 from __future__ import annotations
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +19,13 @@ from .shapes import Shape, Vector
 from .textures import Texture
 
 _SUBSAMPLES = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))
+_TILE = 48
+"""Side of the square of pixels that is rendered together: its arrays stay in the cache."""
+_CULLING_MARGIN = 1e-3
+"""Added to the angle under which a shape is seen, radians, against rounding."""
 _SHADOW_BIAS = 1e-3
-"""Shadow rays start this far off the surface, metres: float32 cannot tell it from the surface itself otherwise."""
+"""Shadow rays start this far off the surface, metres: float32 cannot tell it from the surface
+itself otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +54,12 @@ def cast_depth(
     intrinsics: Tensor,  # [3, 3]
     cam_from_world: Tensor,  # [3, 4]
 ) -> Tensor:
-    """Return the exact z-depth at pixels, ``[...]`` float64; infinity where the ray meets nothing."""
-    origin, direction = _rays(pixels.reshape(-1, 2).double(), intrinsics, cam_from_world)
-    depth, _ = _first_hit(solids, origin, direction)
-    return depth.reshape(pixels.shape[:-1])
+    """Return exact z-depth at pixels, ``[...]`` float64; infinity where a ray meets nothing."""
+    depth = [
+        _first_hit(solids, *_rays(chunk, intrinsics, cam_from_world))[0]
+        for chunk in pixels.reshape(-1, 2).double().split(4 * _TILE * _TILE)
+    ]
+    return torch.cat(depth).reshape(pixels.shape[:-1])
 
 
 def render(
@@ -76,38 +85,75 @@ def render(
         sRGB ``[3, H, W]`` uint8.
     """
     width, height = size
-    centers = pixel_centers(height, width).reshape(-1, 2)
-    total = torch.zeros(height * width, 3)
-    for offset in _SUBSAMPLES:
-        pixels = centers + centers.new_tensor(offset)
-        origin, direction = _rays(pixels, intrinsics, cam_from_world)
-        shaded = _shade(
-            solids, lights, origin.float(), direction.float(), float(intrinsics[0, 0]), offset, ambient
-        )
+    centers = pixel_centers(height, width)
+    image = torch.empty(height, width, 3, dtype=torch.uint8)
+
+    def render_tile(corner: tuple[int, int]) -> None:
+        top, left = corner
+        tile = centers[top : top + _TILE, left : left + _TILE]
+        rows, columns = tile.shape[:2]
+        pixels = tile.reshape(1, -1, 2) + tile.new_tensor(_SUBSAMPLES)[:, None]
+        origin, direction = _rays(pixels.reshape(-1, 2), intrinsics, cam_from_world)
+        offset = torch.tensor(_SUBSAMPLES).repeat_interleave(rows * columns, dim=0)
+        focal = float(intrinsics[0, 0])
+        rgb = _shade(solids, lights, origin.float(), direction.float(), focal, offset, ambient)
         # Each sample is clipped by itself, or a bright one would smear over its whole pixel.
-        total += shaded.clamp(max=1.0)
-    encoded = (total / len(_SUBSAMPLES)) ** (1.0 / 2.2)
-    image = (encoded * 255.0).round().clamp(0, 255).to(torch.uint8)
-    return image.reshape(height, width, 3).permute(2, 0, 1).contiguous()
+        mean = rgb.clamp(max=1.0).reshape(len(_SUBSAMPLES), rows, columns, 3).mean(0)
+        encoded = (mean ** (1.0 / 2.2) * 255.0).round().to(torch.uint8)
+        image[top : top + rows, left : left + columns] = encoded
+
+    corners = [(top, left) for top in range(0, height, _TILE) for left in range(0, width, _TILE)]
+    # Tiles are too small for torch to share one among cores.
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        list(pool.map(render_tile, corners))
+    return image.permute(2, 0, 1).contiguous()
 
 
 def _rays(pixels: Tensor, intrinsics: Tensor, cam_from_world: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the origin ``[3]`` and directions ``[R, 3]`` of camera depth 1 in the world, float64."""
+    """Return origin ``[3]`` and directions ``[R, 3]`` of camera depth 1, world, float64."""
     in_cam = unproject(pixels, torch.ones_like(pixels[:, 0]), intrinsics.double())
     rotation = cam_from_world.double()[:, :3]
     return camera_centers(cam_from_world.double()), in_cam @ rotation
 
 
-def _first_hit(solids: tuple[Solid, ...], origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+def _first_hit(
+    solids: tuple[Solid, ...], origin: Tensor, direction: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return t ``[R]`` of the first hit and the index of the solid, -1 without any."""
     nearest = torch.full_like(direction[:, 0], math.inf)
     index = torch.full(nearest.shape, -1, dtype=torch.int64)
+    unit = direction / torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+    axis = torch.nn.functional.normalize(unit.mean(0), dim=0)
+    half_angle = math.acos(min(float((unit @ axis).min()), 1.0))
     for i, solid in enumerate(solids):
+        if not _is_in_cone(solid.shape, origin, axis, half_angle):
+            continue
         t = solid.shape.intersect(origin, direction)
         is_nearer = t < nearest
         nearest = torch.where(is_nearer, t, nearest)
         index[is_nearer] = i
     return nearest, index
+
+
+def _is_in_cone(shape: Shape, origin: Tensor, axis: Tensor, half_angle: float) -> bool:
+    """Return false if the cone around all rays passes the shape's ball by."""
+    if shape.bounds is None:
+        return True
+    center, radius = shape.bounds
+    to_center = origin.new_tensor(center) - origin
+    distance = float(to_center.norm())
+    if distance <= radius:
+        return True
+    angle = math.acos(max(-1.0, min(1.0, float(to_center @ axis) / distance)))
+    return angle <= half_angle + math.asin(radius / distance) + _CULLING_MARGIN
+
+
+def _is_in_box(shape: Shape, low: list[float], high: list[float]) -> bool:
+    """Return false if the shape's ball lies outside a box."""
+    if shape.bounds is None:
+        return True
+    center, radius = shape.bounds
+    return all(a - radius <= c <= b + radius for a, b, c in zip(low, high, center, strict=True))
 
 
 def _shade(
@@ -116,7 +162,7 @@ def _shade(
     origin: Tensor,
     direction: Tensor,
     focal: float,
-    offset: tuple[float, float],
+    offset: Tensor,  # [R, 2]
     ambient: float,
 ) -> Tensor:
     """Return the linear RGB ``[R, 3]`` that rays see; black where they meet nothing."""
@@ -141,22 +187,27 @@ def _irradiance(
     lights: tuple[Light, ...],
     points: Tensor,
     normals: Tensor,
-    offset: tuple[float, float],
+    offset: Tensor,  # [R, 2]
 ) -> Tensor:
-    """Return the light that arrives from the lamps, ``[R]``; each subsample looks at another part of a lamp."""
+    """Return the lamps' light ``[R]``; each subsample looks at another part of a lamp."""
     total = torch.zeros(points.shape[0])
     for light in lights:
         x, y, z = light.position
         spread = 4.0 * light.half_size
-        lamp = points.new_tensor([x + spread * offset[0], y, z + spread * offset[1]])
+        lamp = points.new_tensor([x, y, z]).repeat(points.shape[0], 1)
+        lamp[:, ::2] += spread * offset
         to_lamp = lamp - points
         distance = torch.linalg.vector_norm(to_lamp, dim=-1)
         cosine = (normals * to_lamp).sum(-1) / distance
         lit = (cosine > 0).nonzero().flatten()
+        if not lit.numel():
+            continue
         start = points[lit] + _SHADOW_BIAS * normals[lit]
         is_dark = torch.zeros(lit.shape[0], dtype=torch.bool)
+        low = torch.minimum(start.amin(0), lamp.amin(0)).tolist()
+        high = torch.maximum(start.amax(0), lamp.amax(0)).tolist()
         for solid in solids:
-            if solid.casts_shadow:
+            if solid.casts_shadow and _is_in_box(solid.shape, low, high):
                 is_dark |= solid.shape.intersect(start, to_lamp[lit]) < 1.0
         # Falls with the distance, not its square: a long lamp, and walls that throw light back.
         strength = light.strength * cosine[lit] / distance[lit]

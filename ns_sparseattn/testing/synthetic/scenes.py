@@ -17,8 +17,8 @@ from ...frames.pixel_map import Size
 from ...frames.types import Frame
 from ...geometry import pixel_centers
 from .render import Light, Solid, cast_depth, render
-from .shapes import Box, Pillar, Plane, Sphere, Vector
-from .textures import Texture
+from .shapes import Box, Pillar, Plane, Shape, Sphere, Vector
+from .textures import Texture, TextureKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class SyntheticScene:
         return torch.stack([self.photo(view) for view in self.views])
 
     def depth(self) -> Tensor:
-        """Return the exact z-depth of all pixels, ``[F, H, W]`` float64; views must be of one size."""
+        """Return exact z-depth, ``[F, H, W]`` float64; the views must be of one size."""
         return torch.stack(
             [self.depth_at(view, pixel_centers(view.size[1], view.size[0])) for view in self.views]
         )
@@ -87,7 +87,7 @@ class SyntheticScene:
         view: View,
         pixels: Tensor,  # [..., 2]
     ) -> Tensor:
-        """Return the exact z-depth at original pixels, ``[...]`` float64; infinity where nothing is."""
+        """Return exact z-depth at original pixels, ``[...]`` float64; infinity for nothing."""
         return cast_depth(self.solids, pixels, view.intrinsics, view.cam_from_world)
 
     def read_rgb(self, frame: Frame) -> Tensor:
@@ -95,12 +95,10 @@ class SyntheticScene:
         return self.photo(self.view(frame.name)).permute(1, 2, 0)
 
 
-def look_at(
-    center: Vector, target: Vector, *, roll_deg: float = 0.0
-) -> Tensor:
-    """Return the pose ``[3, 4]`` float64 of a camera at `center` that looks at `target`, upright in a y-down world."""
+def look_at(center: Vector, target: Vector, *, roll_deg: float = 0.0) -> Tensor:
+    """Return the pose ``[3, 4]`` float64 of a camera that looks at a target; y is down."""
     position = torch.tensor(center, dtype=torch.float64)
-    forward = torch.nn.functional.normalize(torch.tensor(target, dtype=torch.float64) - position, dim=0)
+    forward = torch.nn.functional.normalize(position.new_tensor(target) - position, dim=0)
     down = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
     right = torch.nn.functional.normalize(torch.linalg.cross(down, forward), dim=0)
     rotation = torch.stack([right, torch.linalg.cross(forward, right), forward])
@@ -174,53 +172,42 @@ def make_room(
     Args:
         num_views: Number of cameras.
         size: Width and height of all views, or of each view in turn.
-        step_deg: Angle between neighbours, degrees; with 7, each photo shows nearly all of its neighbour.
+        step_deg: Angle between neighbours, degrees; with 7, each photo shows nearly all of its
+            neighbour.
         fov_deg: Field of view across the longer side, degrees.
         seed: Of the textures.
 
     Returns:
         The scene, not yet rendered.
     """
-    room = Box(center=(0.0, 0.0, 0.0), half=(3.4, 1.5, 3.4), is_room=True)
-    solids = (
-        Solid(shape=room, texture=_texture("mural", seed, 7.0, 2048), casts_shadow=False),
+    shapes: tuple[tuple[Shape, TextureKind, float, int], ...] = (
+        # Floor, ceiling and four walls.
+        (Plane(point=(0.0, 1.5, 0.0), normal=(0.0, -1.0, 0.0)), "planks", 7.0, 2048),
+        (Plane(point=(0.0, -1.5, 0.0), normal=(0.0, 1.0, 0.0)), "plaster", 7.0, 1024),
+        (Plane(point=(0.0, 0.0, 3.4), normal=(0.0, 0.0, -1.0)), "mural", 7.0, 2048),
+        (Plane(point=(0.0, 0.0, -3.4), normal=(0.0, 0.0, 1.0)), "bricks", 7.0, 1024),
+        (Plane(point=(3.4, 0.0, 0.0), normal=(-1.0, 0.0, 0.0)), "bricks", 7.0, 2048),
+        (Plane(point=(-3.4, 0.0, 0.0), normal=(1.0, 0.0, 0.0)), "mural", 7.0, 2048),
+        # A low stage and what stands on it.
+        (Box(center=(0.0, 1.39, 0.0), half=(1.0, 0.11, 0.8), yaw_deg=12.0), "terrazzo", 6.0, 2048),
+        (Box(center=(-0.42, 0.98, 0.1), half=(0.27, 0.3, 0.27), yaw_deg=31.0), "mural", 1.8, 1024),
+        (Sphere(center=(-0.42, 0.41, 0.1), radius=0.27), "marble", 1.3, 512),
+        (Sphere(center=(0.42, 0.94, -0.25), radius=0.34), "terrazzo", 1.6, 512),
+        (Box(center=(0.45, 0.82, 0.42), half=(0.2, 0.46, 0.2), yaw_deg=-20.0), "bricks", 2.8, 1024),
+        # Farther back.
+        (Box(center=(-2.3, 1.0, 2.1), half=(0.5, 0.5, 0.45), yaw_deg=-28.0), "planks", 3.0, 1024),
+        (Pillar(center=(1.9, 0.0, 1.9), radius=0.27, half_height=1.5), "marble", 3.2, 1024),
+        (Pillar(center=(-1.25, 0.0, 2.5), radius=0.2, half_height=1.5), "terrazzo", 3.2, 1024),
+    )
+    num_enclosing = 6
+    solids = tuple(
         Solid(
-            shape=Box(center=(0.0, 1.53, 0.0), half=(3.4, 0.04, 3.4)),
-            texture=_texture("planks", seed + 1, 7.0, 2048),
-            casts_shadow=False,
-        ),
-        Solid(
-            shape=Box(center=(0.0, -1.53, 0.0), half=(3.4, 0.04, 3.4)),
-            texture=_texture("plaster", seed + 2, 7.0, 1024),
-            casts_shadow=False,
-        ),
-        Solid(
-            shape=Box(center=(0.0, 1.38, 0.0), half=(1.0, 0.11, 0.8), yaw_deg=12.0),
-            texture=_texture("terrazzo", seed + 3, 2.6, 1024),
-        ),
-        Solid(
-            shape=Box(center=(-0.42, 0.97, 0.1), half=(0.27, 0.3, 0.27), yaw_deg=31.0),
-            texture=_texture("mural", seed + 4, 1.3, 512),
-        ),
-        Solid(shape=Sphere(center=(-0.42, 0.4, 0.1), radius=0.27), texture=_texture("marble", seed + 5, 1.8, 1024)),
-        Solid(shape=Sphere(center=(0.42, 0.93, -0.25), radius=0.34), texture=_texture("terrazzo", seed + 6, 2.2, 1024)),
-        Solid(
-            shape=Box(center=(0.45, 0.82, 0.42), half=(0.2, 0.45, 0.2), yaw_deg=-20.0),
-            texture=_texture("bricks", seed + 7, 1.8, 1024),
-        ),
-        Solid(
-            shape=Box(center=(-2.3, 1.0, 2.1), half=(0.5, 0.5, 0.45), yaw_deg=-28.0),
-            texture=_texture("bricks", seed + 8, 2.4, 1024),
-        ),
-        Solid(
-            shape=Pillar(center=(1.9, 0.0, 1.9), radius=0.27, half_height=1.5),
-            texture=_texture("marble", seed + 9, 3.2, 1024),
-        ),
-        Solid(
-            shape=Pillar(center=(-1.25, 0.0, 2.5), radius=0.2, half_height=1.5),
-            texture=_texture("terrazzo", seed + 10, 3.2, 1024),
-        ),
-    )  # fmt: skip
+            shape=shape,
+            texture=Texture(kind=kind, seed=seed + index, metres=metres, texels=texels),
+            casts_shadow=index >= num_enclosing,
+        )
+        for index, (shape, kind, metres, texels) in enumerate(shapes)
+    )
     lights = (
         Light(position=(-1.2, -1.3, -1.3), strength=1.35, half_size=0.3),
         Light(position=(1.7, -1.3, 0.2), strength=0.8, half_size=0.3),
@@ -248,9 +235,10 @@ def make_plane(
 ) -> SyntheticScene:
     """Make one slanted textured plane, seen from an arc of cameras.
 
-    Inverse depth is linear in the pixels of a plane, so that interpolating it is exact: points of this scene are
-    known to rounding error everywhere.
+    Inverse depth is linear in the pixels of a plane, so that interpolating it is exact: points of
+    this scene are known to rounding error everywhere.
     """
+    texture = Texture(kind="mural", seed=seed, metres=6.0, texels=2048)
     plane = Plane(point=(0.0, 0.0, 0.3), normal=(0.25, 0.35, -1.0))
     views = orbit(
         num_views,
@@ -263,16 +251,11 @@ def make_plane(
         bob=0.1,
     )
     return SyntheticScene(
-        solids=(Solid(shape=plane, texture=_texture("mural", seed, 6.0, 2048), casts_shadow=False),),
+        solids=(Solid(shape=plane, texture=texture, casts_shadow=False),),
         lights=(Light(position=(0.5, -2.0, -2.5), strength=1.8),),
         ambient=0.35,
         views=views,
     )
-
-
-def _texture(kind, seed: int, metres: float, texels: int) -> Texture:
-    """Abbreviate the constructor."""
-    return Texture(kind=kind, seed=seed, metres=metres, texels=texels)
 
 
 def _sizes(size: Size | Sequence[Size]) -> Sequence[Size]:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Closed-form shapes: where rays meet them, and which way their surface faces.
 
-The world has y pointing down, as cameras do, in metres. A ray is ``origin + t * direction``; directions need not
-have unit length, so with directions of camera depth 1 the parameter t is the z-depth itself, exactly.
+The world has y pointing down, as cameras do, in metres. A ray is ``origin + t * direction``;
+directions need not have unit length, so with directions of camera depth 1 the parameter t is the
+z-depth itself, exactly.
 
 Axes: ``R`` rays, ``P`` points.
 """
@@ -18,9 +19,6 @@ from torch import Tensor
 
 Vector = tuple[float, float, float]
 
-_FACE_OFFSET = 0.377
-"""Shift between the textures of neighbouring faces, so that none shows what another one shows."""
-
 
 class Shape(Protocol):
     """What the renderer asks of a shape."""
@@ -30,7 +28,15 @@ class Shape(Protocol):
         ...
 
     def surface(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Return outward unit normals ``[P, 3]`` and texture coordinates ``[P, 2]`` in metres at surface points."""
+        """Return unit normals ``[P, 3]`` and texture coordinates ``[P, 2]`` at points.
+
+        Texture coordinates are in metres; those of different faces do not overlap.
+        """
+        ...
+
+    @property
+    def bounds(self) -> tuple[Vector, float] | None:
+        """Centre and radius of a ball that holds the shape; ``None`` if nothing does."""
         ...
 
 
@@ -52,42 +58,46 @@ class Plane:
     def surface(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Return normals and texture coordinates."""
         normal = torch.nn.functional.normalize(points.new_tensor(self.normal), dim=0)
-        helper = points.new_tensor([0.0, 1.0, 0.0] if abs(float(normal[1])) < 0.9 else [1.0, 0.0, 0.0])
+        is_level = abs(float(normal[1])) > 0.9
+        helper = points.new_tensor([1.0, 0.0, 0.0] if is_level else [0.0, 1.0, 0.0])
         u = torch.nn.functional.normalize(torch.linalg.cross(helper, normal), dim=0)
         v = torch.linalg.cross(normal, u)
         offset = points - points.new_tensor(self.point)
-        return normal.expand_as(points), torch.stack([(offset * u).sum(-1), (offset * v).sum(-1)], -1)
+        uv = torch.stack([(offset * u).sum(-1), (offset * v).sum(-1)], dim=-1)
+        return normal.expand_as(points), uv
+
+    @property
+    def bounds(self) -> None:
+        """No ball holds it."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """A box turned about the vertical axis; seen from inside it is a room."""
+    """A box turned about the vertical axis."""
 
     center: Vector
     half: Vector
     """Half its edges."""
     yaw_deg: float = 0.0
-    is_room: bool = False
-    """Whether rays meet its far side, and its normals point inwards."""
 
     def intersect(self, origin: Tensor, direction: Tensor) -> Tensor:
         """Return t of the first hit."""
-        near, far = torch.full_like(direction[:, 0], -math.inf), torch.full_like(direction[:, 0], math.inf)
+        near = torch.full_like(direction[:, 0], -math.inf)
+        far = torch.full_like(near, math.inf)
         local_origin = self._to_local(origin - origin.new_tensor(self.center))
         local_direction = self._to_local(direction)
         for axis in range(3):
             inverse = 1.0 / local_direction[:, axis]
             middle = -local_origin[..., axis] * inverse
             reach = self.half[axis] * inverse.abs()
-            # A ray in the plane of a face gives NaN, which the two functions hand over to the other operand.
-            near = torch.fmax(near, middle - reach)
-            far = torch.fmin(far, middle + reach)
-        if self.is_room:
-            return torch.where(far > 0, far, math.inf)
+            near = torch.maximum(near, middle - reach)
+            far = torch.minimum(far, middle + reach)
+        # A ray in the plane of a face gives NaN, which fails the comparison: such a ray misses.
         return torch.where((near <= far) & (near > 0), near, math.inf)
 
     def surface(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Return normals and texture coordinates."""
+        """Return normals and texture coordinates, each face in its own cell of a 2 x 3 grid."""
         local = self._to_local(points - points.new_tensor(self.center))
         axis = (local.abs() / local.new_tensor(self.half)).argmax(-1)
         sign = local.gather(-1, axis[:, None]).sign()
@@ -95,9 +105,13 @@ class Box:
         x, y, z = local.unbind(-1)
         u = torch.where(axis == 0, z, x)
         v = torch.where(axis == 1, z, y)
-        shift = (2 * axis + (sign[:, 0] > 0)) * _FACE_OFFSET * 2 * max(self.half)
-        normal = self._to_world(-normal if self.is_room else normal)
-        return normal, torch.stack([u + shift, v], dim=-1)
+        uv = torch.stack([u, v], dim=-1) + _cell_shift(axis, sign[:, 0], 2.0 * max(self.half))
+        return self._to_world(normal), uv
+
+    @property
+    def bounds(self) -> tuple[Vector, float]:
+        """A ball around the corners."""
+        return self.center, math.hypot(*self.half)
 
     def _to_local(self, vectors: Tensor) -> Tensor:
         return self._turn(vectors, -math.radians(self.yaw_deg))
@@ -133,14 +147,23 @@ class Sphere:
     def surface(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Return normals and texture coordinates."""
         normal = (points - points.new_tensor(self.center)) / self.radius
+        # As on a cube around the ball: longitude and latitude would pinch at the poles.
+        axis = normal.abs().argmax(-1)
+        depth = normal.gather(-1, axis[:, None])
         x, y, z = normal.unbind(-1)
-        longitude, latitude = torch.atan2(x, z), torch.asin(y.clamp(-1.0, 1.0))
-        return normal, torch.stack([longitude, latitude], dim=-1) * self.radius
+        across = torch.stack([torch.where(axis == 0, z, x), torch.where(axis == 1, z, y)], dim=-1)
+        uv = torch.atan(across / depth.abs()) * self.radius
+        return normal, uv + _cell_shift(axis, depth[:, 0].sign(), 0.5 * math.pi * self.radius)
+
+    @property
+    def bounds(self) -> tuple[Vector, float]:
+        """Itself."""
+        return self.center, self.radius
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pillar:
-    """An upright cylinder without caps: it reaches from one end to the other, usually floor to ceiling."""
+    """An upright cylinder without caps, usually from floor to ceiling."""
 
     center: Vector
     radius: float
@@ -163,3 +186,13 @@ class Pillar:
         x, y, z = offset.unbind(-1)
         normal = torch.stack([x, torch.zeros_like(y), z], dim=-1) / self.radius
         return normal, torch.stack([torch.atan2(x, z) * self.radius, y], dim=-1)
+
+    @property
+    def bounds(self) -> tuple[Vector, float]:
+        """A ball around its ends."""
+        return self.center, math.hypot(self.radius, self.half_height)
+
+
+def _cell_shift(axis: Tensor, sign: Tensor, cell: float) -> Tensor:
+    """Return the middle of each face's cell in a grid of 2 x 3, ``[P, 2]``."""
+    return torch.stack([0.5 * sign * cell, (axis - 1).to(sign) * cell], dim=-1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Procedural textures without repetition: rich in corners and blobs at all scales, as feature matching needs.
+"""Procedural textures without repetition, rich in corners and blobs at all scales.
 
 Axes: ``T`` texels along one side, ``P`` points.
 """
@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
 TextureKind = Literal["bricks", "marble", "mural", "planks", "plaster", "terrazzo"]
@@ -30,9 +31,13 @@ _PALETTES: dict[TextureKind, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+_painting = Lock()
+"""Held while a texture is looked up, so that no two threads paint the same one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Texture:
-    """A square picture laid over a surface, mirrored at its ends, with coarser copies against aliasing."""
+    """A square picture on a surface, mirrored at its ends, with coarser copies."""
 
     kind: TextureKind
     seed: int
@@ -54,7 +59,8 @@ class Texture:
         Returns:
             Linear RGB from 0 to 1, ``[P, 3]`` float32.
         """
-        levels = _levels(self.kind, self.seed, self.texels)
+        with _painting:
+            levels = _levels(self.kind, self.seed, self.texels, self.metres)
         texel = self.metres / self.texels
         level = (footprint / texel).log2().round().clamp(0, len(levels) - 1).nan_to_num(0).long()
         # Mirroring keeps the picture continuous, and no two parts within it are alike.
@@ -76,22 +82,27 @@ def _bilinear(picture: Tensor, unit: Tensor) -> Tensor:
     second = (first + 1).clamp(max=size - 1)
     flat = picture.reshape(-1, 3)
     (x0, y0), (x1, y1) = first.unbind(-1), second.unbind(-1)
-    top = torch.lerp(flat[y0 * size + x0], flat[y0 * size + x1], weight[..., 0])
-    bottom = torch.lerp(flat[y1 * size + x0], flat[y1 * size + x1], weight[..., 0])
+    y0, y1 = y0 * size, y1 * size
+    top = torch.lerp(flat[y0 + x0].float(), flat[y0 + x1].float(), weight[..., 0])
+    bottom = torch.lerp(flat[y1 + x0].float(), flat[y1 + x1].float(), weight[..., 0])
     return torch.lerp(top, bottom, weight[..., 1])
 
 
 @lru_cache(maxsize=32)
-def _levels(kind: TextureKind, seed: int, texels: int) -> tuple[Tensor, ...]:
-    """Paint a texture and halve it down to 4 texels; linear RGB ``[T, T, 3]`` each."""
+def _levels(kind: TextureKind, seed: int, texels: int, metres: float) -> tuple[Tensor, ...]:
+    """Paint a texture and halve it down to 4 texels; linear RGB ``[T, T, 3]`` float16 each."""
     rng = np.random.default_rng(seed)
-    picture = torch.from_numpy(np.asarray(_paint(kind, texels, rng), dtype=np.float32) / 255.0)
+    # Shapes are drawn with hard edges, which the blur rounds off.
+    painted = _paint(kind, texels, metres, rng).filter(ImageFilter.GaussianBlur(0.8))
+    picture = torch.from_numpy(np.asarray(painted, dtype=np.float32) / 255.0)
     grain = _noise(rng, texels, first=8) * 0.5 + _noise(rng, texels, first=64) * 0.5
     strength = 0.55 if kind in ("plaster", "marble") else 0.4
-    levels = [(picture**2.2 * (1.0 + strength * grain[..., None])).clamp(0.0, 1.0)]
-    while levels[-1].shape[0] > 4:
-        halved = torch.nn.functional.avg_pool2d(levels[-1].permute(2, 0, 1)[None], 2)[0]
-        levels.append(halved.permute(1, 2, 0).contiguous())
+    level = (picture**2.2 * (1.0 + strength * grain[..., None])).clamp(0.0, 1.0).permute(2, 0, 1)
+    levels = []
+    while level.shape[-1] >= 4:
+        # Half precision: the finest levels are large.
+        levels.append(level.permute(1, 2, 0).contiguous().half())
+        level = torch.nn.functional.avg_pool2d(level[None], 2)[0]
     return tuple(levels)
 
 
@@ -100,33 +111,49 @@ def _noise(rng: np.random.Generator, texels: int, *, first: int) -> Tensor:
     total, weight, cells = torch.zeros(texels, texels), 0.5, first
     while cells <= texels // 2:
         grid = torch.from_numpy(rng.standard_normal((1, 1, cells, cells), dtype=np.float32))
-        total += weight * torch.nn.functional.interpolate(
-            grid, size=(texels, texels), mode="bicubic", align_corners=False
-        )[0, 0]
+        total += (
+            weight
+            * torch.nn.functional.interpolate(
+                grid, size=(texels, texels), mode="bicubic", align_corners=False
+            )[0, 0]
+        )
         weight, cells = weight * 0.7, cells * 2
     return (total / 1.5).clamp(-1.0, 1.0)
 
 
-def _paint(kind: TextureKind, texels: int, rng: np.random.Generator) -> Image.Image:
-    """Paint the coarse pattern of a texture."""
+def _paint(kind: TextureKind, texels: int, metres: float, rng: np.random.Generator) -> Image.Image:
+    """Paint the coarse pattern of a texture; patterns keep their size in metres."""
     palette = _PALETTES[kind]
     image = Image.new("RGB", (texels, texels), palette[0])
     draw = ImageDraw.Draw(image)
     if kind == "mural":
-        _scatter(draw, texels, rng, palette, count=60, sizes=(0.08, 0.35))
-        _scatter(draw, texels, rng, palette, count=500, sizes=(0.008, 0.06))
+        # Large shapes below small ones, in proportion to the picture.
+        large = min(metres, 7.0)
+        density = (metres / large) ** 2
+        sizes = (0.08 * large / metres, 0.3 * large / metres)
+        _scatter(draw, texels, rng, palette, count=round(60 * density), sizes=sizes)
+        sizes = (0.008 * large / metres, 0.05 * large / metres)
+        _scatter(draw, texels, rng, palette, count=round(600 * density), sizes=sizes)
     elif kind == "terrazzo":
         image.paste("#ddd5c6", (0, 0, texels, texels))
-        _scatter(draw, texels, rng, palette, count=2600, sizes=(0.003, 0.018))
+        count = round(700 * metres**2)
+        _scatter(draw, texels, rng, palette, count=count, sizes=(0.005 / metres, 0.035 / metres))
     elif kind == "planks":
-        _courses(draw, texels, rng, palette, rows=22, length=(0.18, 0.5), joint="#3b2817")
+        length = (0.5 / metres, 1.6 / metres)
+        _courses(
+            draw, texels, rng, palette, rows=round(metres / 0.17), length=length, joint="#3b2817"
+        )
     elif kind == "bricks":
-        _courses(draw, texels, rng, palette, rows=30, length=(0.055, 0.085), joint="#c9bfae")
+        length = (0.16 / metres, 0.26 / metres)
+        _courses(
+            draw, texels, rng, palette, rows=round(metres / 0.09), length=length, joint="#c9bfae"
+        )
     elif kind == "marble":
         return _marble(texels, rng, palette)
     else:
         image.paste(palette[0], (0, 0, texels, texels))
-        _scatter(draw, texels, rng, palette, count=400, sizes=(0.01, 0.08))
+        sizes = (0.05 / metres, 0.4 / metres)
+        _scatter(draw, texels, rng, palette, count=round(8 * metres**2), sizes=sizes)
     return image
 
 
@@ -139,7 +166,7 @@ def _scatter(
     count: int,
     sizes: tuple[float, float],
 ) -> None:
-    """Draw polygons, discs and rings of random place, size and colour; sizes are shares of the side."""
+    """Draw random polygons, discs and rings; sizes are shares of the side."""
     for _ in range(count):
         x, y = rng.random(2) * texels
         radius = texels * math.exp(rng.uniform(math.log(sizes[0]), math.log(sizes[1])))
@@ -149,7 +176,9 @@ def _scatter(
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
         elif shape == 1:
             width = max(1, round(radius / 3))
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=width)
+            draw.ellipse(
+                (x - radius, y - radius, x + radius, y + radius), outline=colour, width=width
+            )
         else:
             corners = int(rng.integers(3, 7))
             angles = np.sort(rng.random(corners)) * 2 * math.pi
@@ -170,7 +199,7 @@ def _courses(
 ) -> None:
     """Draw rows of planks or bricks of random length and colour."""
     draw.rectangle((0, 0, texels, texels), fill=joint)
-    height, gap = texels / rows, max(1.0, texels / 512)
+    height, gap = texels / rows, max(1.0, texels / rows / 16)
     for row in range(rows):
         x = -rng.random() * length[1] * texels
         while x < texels:

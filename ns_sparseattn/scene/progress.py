@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the stages of a scene tell how far they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Progress = Callable[[str, int, int], None]
+"""Called as ``progress(stage, done, total)``; the unit is frames or points, whichever the stage
+counts."""
+
+
+def report(progress: Progress | None, stage: str, done: int, total: int) -> None:
+    """Call `progress` if there is one."""
+    if progress is not None:
+        progress(stage, done, total)
