@@ -253,10 +253,10 @@ def _explain(error: Exception) -> str:
         return f"it has more than {MAX_PIXELS // 1_000_000} million pixels"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    text = str(error).strip().rstrip(".") or type(error).__name__
+    text = str(error).strip().rstrip(".")
     if "truncated" in text.lower():
         return "the file is truncated"
-    return f"its data are damaged ({text})"
+    return f"its data are damaged ({text})" if text else "its data are damaged"
 
 
 def _rows_decoded(image: Image.Image) -> str:

@@ -221,10 +221,16 @@ def _saver(
 ) -> Callable[[Path, Image.Image, Image.Exif], None]:
     def save(path: Path, image: Image.Image, exif: Image.Exif) -> None:
         converted = image if convert is None else convert(image)
-        extra = {"exif": exif} if len(exif) else {}
+        extra = {"exif": exif.tobytes()} if len(exif) else {}
         converted.save(path, format=image_format, **settings, **extra)
 
     return save
+
+
+def _write_tiff(path: Path, image: Image.Image, exif: Image.Exif) -> None:
+    # The library that compresses cannot write an EXIF sub-directory.
+    has_details = ExifTags.IFD.Exif in exif
+    _saver("TIFF", compression=None if has_details else "tiff_lzw")(path, image, exif)
 
 
 def _gray16(image: Image.Image) -> Image.Image:
@@ -237,7 +243,7 @@ _WRITERS: dict[PhotoKind, Callable[[Path, Image.Image, Image.Exif], None]] = {
     "gray": _saver("JPEG", lambda image: image.convert("L"), quality=95),
     "cmyk": _saver("JPEG", lambda image: image.convert("CMYK"), quality=95),
     "webp": _saver("WEBP", lossless=True),
-    "tiff": _saver("TIFF", compression="tiff_lzw"),
+    "tiff": _write_tiff,
     "tiff16": _saver("TIFF", _gray16),
     "bmp": _saver("BMP"),
     "png": _saver("PNG"),

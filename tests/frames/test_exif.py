@@ -14,7 +14,7 @@ from PIL.TiffImagePlugin import IFDRational
 from ns_sparseattn.frames import ExifCamera
 from ns_sparseattn.frames.decode import decode_photo
 from ns_sparseattn.frames.exif import read_camera
-from ns_sparseattn.testing.photos import camera_exif, draw_view, write_photo
+from ns_sparseattn.testing.photos import PhotoKind, camera_exif, draw_view, write_photo
 
 TAG = ExifTags.Base
 
@@ -34,6 +34,19 @@ def test_names_are_read_without_padding(tmp_path: Path) -> None:
     exif = camera_exif(make="  Maker \0\0rest", model="", lens="35mm F1.8")
     camera = decode_photo(write_photo(tmp_path / "a.jpg", exif=exif)).exif
     assert (camera.make, camera.model, camera.lens) == ("Maker", None, "35mm F1.8")
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff"])
+def test_every_format_gives_its_exif(kind: PhotoKind, tmp_path: Path) -> None:
+    exif = camera_exif(lens="L", details={TAG.FocalLengthIn35mmFilm: 36, TAG.FocalLength: 24.0})
+    path = write_photo(tmp_path / "a", kind=kind, orientation=6, exif=exif)
+    assert decode_photo(path).exif == ExifCamera(
+        make="Maker",
+        model="Model 1",
+        lens="L",
+        focal_length_mm=24.0,
+        focal_length_px=pytest.approx(96.0),  # type: ignore[arg-type]
+    )
 
 
 @pytest.mark.parametrize("size", [(96, 64), (64, 96)])
