@@ -243,7 +243,9 @@ def _write_mask(photo: PlannedPhoto, folder: Path, factors: Sequence[int]) -> No
 
 def _format_and_mode(frame: Frame) -> tuple[str, str]:
     with allow_large_images(), open_image(frame.path) as image:
-        return image.format or "unknown format", image.mode
+        # Formats that come through a plug-in may have no name.
+        by_suffix = frame.path.suffix.lstrip(".").upper() or "unknown format"
+        return image.format or by_suffix, image.mode
 
 
 def _read_metadata(frame: Frame) -> tuple[Image.Exif, bytes | None]:

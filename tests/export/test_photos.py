@@ -159,6 +159,16 @@ def test_other_pixels_become_8_bit_rgb(
         assert mode_and_format(path) == ("RGB", file_format)
 
 
+def test_heic_becomes_png(tmp_path: Path, make_photo: Any, load_photos: LoadPhotos) -> None:
+    heif = pytest.importorskip("pillow_heif", reason="HEIC is an extra: pip install pillow-heif")
+    with Image.open(make_photo(tmp_path / "a.png", (64, 48))) as image:
+        (tmp_path / "photos").mkdir()
+        heif.from_pillow(image).save(tmp_path / "photos/a.heic")
+    (record,) = write(load_photos(tmp_path / "photos"), tmp_path / "out")
+    assert (record.name, record.reason) == ("a.png", "HEIC of mode RGB")
+    assert mode_and_format(tmp_path / "out/images_2/a.png") == ("RGB", "PNG")
+
+
 def test_profile_of_another_colour_space_is_dropped(
     tmp_path: Path, make_photo: Any, load_photos: LoadPhotos
 ) -> None:
