@@ -77,9 +77,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        # Files of before torch 1.6 are no zip archives and cannot be mapped.
+        # Files of before torch 1.6 are no zip archives and cannot be mapped. torch 2.1 maps files
+        # that are named by a string only.
         content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            str(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except pickle.UnpicklingError as error:
         raise ValueError(
