@@ -22,8 +22,11 @@ from rich.progress import (
 )
 from rich.rule import Rule
 
-from .errors import ReconstructionError
+from .errors import BrokenPhotoError, ReconstructionError
 from .pipeline import ProcessOptions, ProcessResult, process
+
+USER_ERRORS = (ReconstructionError, TypeError, ValueError, OSError)
+"""What a user can cause: shown as a sentence, without a traceback."""
 
 _console = Console(stderr=True)
 
@@ -52,12 +55,17 @@ def stage_progress() -> Iterator[Callable[[str, int, int], None]]:
     tasks: dict[str, TaskID] = {}
 
     def report(stage: str, done: int, total: int) -> None:
+        # Bars without a task would leave an empty line before an early error.
+        bars.start()
         if stage not in tasks:
             tasks[stage] = bars.add_task(stage, total=total)
         bars.update(tasks[stage], completed=done, total=total)
 
-    with bars:
+    try:
         yield report
+    finally:
+        if tasks:
+            bars.stop()
 
 
 @contextmanager
@@ -75,7 +83,7 @@ def user_errors(*, verbose: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         _console.print("[bold red]Interrupted.[/] Nothing was written.")
         raise SystemExit(130) from None
-    except (ReconstructionError, TypeError, ValueError, OSError) as error:
+    except USER_ERRORS as error:
         if verbose:
             _console.print_exception()
         _console.print("[bold red]Error:[/]", end=" ")
@@ -93,27 +101,48 @@ def run_process(options: ProcessOptions, *, verbose: bool) -> ProcessResult:
     Raises:
         SystemExit: If it fails; the error has been shown.
     """
-    set_up_logging(verbose=verbose)
     with user_errors(verbose=verbose):
-        with stage_progress() as progress:
-            result = process(options, progress=progress)
-        _print_summary(result)
-        return result
+        try:
+            return show_process(options, verbose=verbose)
+        except BrokenPhotoError as error:
+            if not options.data.is_dir():
+                raise
+            raise ValueError(f"{error}\nAdd --skip-broken to leave such files out.") from error
 
 
-def _print_summary(result: ProcessResult) -> None:
+def show_process(
+    options: ProcessOptions, *, verbose: bool, shows_next: bool = True
+) -> ProcessResult:
+    """Run the pipeline with log, progress bars and a closing summary.
+
+    Args:
+        options: What to do.
+        verbose: Show every log line.
+        shows_next: Whether the summary ends with the scene's folder and the command that trains on
+            it.
+
+    Raises:
+        ReconstructionError: As `ns_sparseattn.pipeline.process` does, and ``ValueError`` likewise.
+    """
+    set_up_logging(verbose=verbose)
+    with stage_progress() as progress:
+        result = process(options, progress=progress)
+    _print_summary(result, shows_next=shows_next)
+    return result
+
+
+def _print_summary(result: ProcessResult, *, shows_next: bool) -> None:
     """Print what was made and which command comes next, on standard output."""
     out = Console(file=sys.stdout)
     built, weights = result.scene, result.weights
-    out.print(
-        Rule("[bold green]:tada: All DONE :tada:[/]" if weights.verified else "[bold]All DONE[/]")
-    )
+    title = "[bold green]:tada: All DONE :tada:[/]" if weights.verified else "[bold]All DONE[/]"
+    out.print(Rule(title))
     points = built.points
     mean_track = float(points.track_length.double().mean()) if len(points) else 0.0
     total_s = sum(stage.time_ms for stage in result.stages) / 1e3
     lines = [
-        f"{len(built.images)} images posed, {len(built.cameras)} camera(s), {len(points)} points "
-        f"(mean track length {mean_track:.1f}).",
+        f"{_count(len(built.images), 'image')} posed, {_count(len(built.cameras), 'camera')}, "
+        f"{_count(len(points), 'point')} (mean track length {mean_track:.1f}).",
         f"Weights {weights.name}, licence: {weights.licence}.",
         f"{total_s:.1f} s in all: "
         + ", ".join(f"{stage.name} {stage.time_ms / 1e3:.1f} s" for stage in result.stages)
@@ -126,6 +155,11 @@ def _print_summary(result: ProcessResult) -> None:
             f"{sum(densities) / len(densities):.2f} over {len(densities)} layers."
         )
     lines += [f"Note: {note}" for note in result.notes]
-    lines += [f"Scene: {result.folder.root}", f"Next: {result.folder.train_command()}"]
+    if shows_next:
+        lines += [f"Scene: {result.folder.root}", f"Next: {result.folder.train_command()}"]
     for line in lines:
         out.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

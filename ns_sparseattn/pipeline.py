@@ -15,6 +15,8 @@ import torch
 
 from . import __version__, export, frames, scene
 from .attention import AttentionPlan, LayerStats
+from .frames.content import find_blank, find_copies
+from .frames.masks import name_some
 from .models.compute import InferenceOptions
 from .models.weights import WeightsInfo, load_vggt
 from .options import ExportOptions, FrameOptions, SceneOptions
@@ -136,7 +138,7 @@ def process(options: ProcessOptions, *, progress: Progress | None = None) -> Pro
     device = options.weights.resolve_device()
     export.check_output(options.output_dir, options.data, options.export)
     before, after = StageRecorder(device, progress), StageRecorder(device, progress)
-    with before.stage("load photos", 1) as report:
+    with before.stage("load photos") as report:
         photos = frames.load(options.data, options.frames, progress=report)
     with before.stage("load weights", 1) as report:
         model, weights = load_vggt(
@@ -182,6 +184,27 @@ def process(options: ProcessOptions, *, progress: Progress | None = None) -> Pro
         attention=prediction.attention,
         notes=notes,
     )
+
+
+def _input_notes(photos: frames.Frames) -> tuple[str, ...]:
+    """Say what a user should know about the photos, whatever the model makes of them."""
+    notes = []
+    copies = find_copies(photos)
+    if copies and len(copies) == len(photos) - 1:
+        notes.append(
+            "All photos show the same picture: without a second point of view nothing can be "
+            "triangulated."
+        )
+    elif copies:
+        pairs = [f"{copy} of {original}" for copy, original in copies.items()]
+        notes.append(f"Photos that are copies of others add nothing: {name_some(pairs)}.")
+    blank = find_blank(photos)
+    if blank:
+        notes.append(f"Photos that show nothing cannot be placed: {name_some(blank)}.")
+    if photos.skipped:
+        left_out = [f"{file.path.name} ({file.reason})" for file in photos.skipped]
+        notes.append(f"Left out of the folder: {name_some(left_out)}.")
+    return tuple(notes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,6 +118,28 @@ def _check_commercial(text: str, weights: WeightSet | None) -> None:
         )
 
 
+def local_weights(source: str) -> Path | None:
+    """Return the file on this machine that weights are read from, without any download.
+
+    Args:
+        source: As for `load_vggt`.
+
+    Returns:
+        The file, or ``None`` for seeded weights, named sets and repositories of the hub.
+
+    Raises:
+        ValueError: If it is a folder without one weights file that could be meant.
+    """
+    from ..configs.vggt import WEIGHTS
+
+    if source in _SEEDED or source in WEIGHTS or _find_by_repo(source, WEIGHTS) is not None:
+        return None
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return find_weights_file(path)
+    return path if path.is_file() else None
+
+
 def _locate(
     text: str, weights: WeightSet | None, cache_dir: Path | None, sets: Mapping[str, WeightSet]
 ) -> tuple[Path, str]:
@@ -128,12 +150,10 @@ def _locate(
         )
         path = fetch_weights(weights.repo_id, weights.filename, cache_dir)
         return path, f"{weights.repo_id}/{weights.filename}"
-    path = Path(text).expanduser()
-    if path.is_dir():
-        path = find_weights_file(path)
-    if path.is_file():
-        return path, str(path)
-    if path.suffix not in SUFFIXES and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
+    local = local_weights(text)
+    if local is not None:
+        return local, str(local)
+    if Path(text).suffix not in SUFFIXES and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
         path = fetch_weights(text, None, cache_dir)
         return path, f"{text}/{path.name}"
     known = ", ".join([*sets, *_SEEDED])

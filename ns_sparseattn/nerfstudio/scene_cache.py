@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scenes that the dataparser made, kept by content: same input, same scene, computed once.
 
-The key covers the bytes of the photos and masks, every option that changes the result, and the
-package's version. One process at a time fills a scene, since multi-GPU training parses in every
-rank.
+The key covers the names and bytes of the photos and masks that are used, the weights, every option
+that changes the result, and the package's version. One process at a time fills a scene, since
+multi-GPU training parses in every rank.
 """
 
 from __future__ import annotations
@@ -13,17 +13,24 @@ import dataclasses
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from .. import __version__
-from ..console import run_process
 from ..errors import ReconstructionError
+from ..export import is_scene_folder
+from ..frames.discover import find_photos
+from ..frames.masks import match_masks
+from ..models.checkpoint import sha256_of
+from ..models.weights import local_weights
 from ..pipeline import ProcessOptions
 
 _logger = logging.getLogger(__name__)
@@ -43,11 +50,10 @@ def cached_scene(
     Args:
         options: What to process, and how; `output_dir` is ignored.
         cache_dir: Where scenes are kept; by default beside the photos, or in the user's cache
-        folder if that cannot
-            be written.
+            folder if that cannot be written.
         is_evaluation: The caller evaluates a trained model. A scene that had to be made again in
-        the same process is
-            then an error: its frame may differ from the one that the model was trained in.
+            the same process is then an error: its frame may differ from the one that the model was
+            trained in.
 
     Returns:
         The folder.
@@ -59,13 +65,22 @@ def cached_scene(
     data = options.data.resolve()
     if not data.is_dir():
         raise ValueError(f"`data` must be a folder of photos, got {options.data}.")
-    root = _cache_root(data, cache_dir)
-    scene_dir = root / _key(options, root / "hashes.json")
-    with FileLock(root / f"{scene_dir.name}.lock"):
-        if not (scene_dir / "manifest.json").is_file():
-            _logger.info("No cached scene for %s yet: running the pipeline.", data)
-            _process_apart(dataclasses.replace(options, data=data, output_dir=scene_dir))
-            _made_here.add(scene_dir)
+    roots = _cache_roots(data, cache_dir)
+    root = next(filter(_is_writable, roots), None)
+    if root is None:
+        raise ReconstructionError(
+            f"The scene cannot be kept: no permission to write in {roots[-1]}. Set `cache_dir` to "
+            "a folder that can be written."
+        )
+    key = _key(dataclasses.replace(options, data=data), root / "hashes.json")
+    # What was made before a folder became read-only, or before it could be written, still counts.
+    scene_dir = next((path / key for path in roots if is_scene_folder(path / key)), root / key)
+    if not is_scene_folder(scene_dir):
+        with _locked(root / f"{key}.lock"):
+            if not is_scene_folder(scene_dir):
+                _logger.info("No cached scene for %s yet: running the pipeline.", data)
+                _process_apart(dataclasses.replace(options, data=data, output_dir=scene_dir))
+                _made_here.add(scene_dir)
     if is_evaluation and scene_dir in _made_here:
         raise ReconstructionError(
             f"The scene that this model was trained on is not in {root}, and has been made again "
@@ -75,50 +90,50 @@ def cached_scene(
     return scene_dir
 
 
-def _cache_root(data: Path, cache_dir: Path | None) -> Path:
-    """Create and return the folder of cached scenes: as asked, beside the photos, or the user's."""
+def _cache_roots(data: Path, cache_dir: Path | None) -> list[Path]:
+    """Return the folders that scenes may be in, the preferred one first; make them if possible."""
     if cache_dir is not None:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        return cache_dir.resolve()
-    beside = data / CACHE_FOLDER
-    with contextlib.suppress(OSError):
-        beside.mkdir(exist_ok=True)
-    if os.access(beside, os.W_OK):
-        return beside
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    fallback = home / "ns_sparseattn" / "scenes"
-    fallback.mkdir(parents=True, exist_ok=True)
-    return fallback
+        roots = [cache_dir.expanduser().resolve()]
+    else:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        roots = [data / CACHE_FOLDER, home / "ns_sparseattn" / "scenes"]
+    for root in roots:
+        with contextlib.suppress(OSError):
+            root.mkdir(parents=True, exist_ok=True)
+        if _is_writable(root):
+            break
+    return roots
+
+
+def _is_writable(folder: Path) -> bool:
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 def _key(options: ProcessOptions, index_path: Path) -> str:
     """Return the name of a scene: a digest of version, options, and every file's name and bytes."""
-    digest = hashlib.sha256(__version__.encode())
-    # Paths are left out: a moved folder keeps its scene.
-    settings = dataclasses.replace(
-        options,
-        data=Path(),
-        output_dir=Path(),
-        frames=dataclasses.replace(options.frames, masks=None),
-    )
-    digest.update(repr(settings).encode())
     index = _HashIndex(index_path)
-    for folder in filter(None, (options.data, options.frames.masks)):
-        digest.update(b"folder")
-        for path in _files(folder):
-            digest.update(path.relative_to(folder).as_posix().encode())
-            digest.update(index.sha256(path).encode())
+    photos = find_photos(options.data, exclude=options.frames.masks).photos
+    masks = {} if options.frames.masks is None else match_masks(options.frames.masks, photos)
+    weights = local_weights(options.weights.weights)
+    # Paths are left out: moved photos keep their scene. So is what changes nothing but speed and
+    # rounding: a scene that was made on a GPU serves a machine without one.
+    settings = (
+        __version__,
+        dataclasses.replace(options.frames, masks=None),
+        options.scene,
+        dataclasses.replace(options.export, overwrite=False),
+        options.attention,
+        options.inference.precision,
+        options.weights.commercial,
+        options.weights.weights if weights is None else index.sha256(weights),
+    )
+    digest = hashlib.sha256(repr(settings).encode())
+    for photo in photos:
+        mask = masks.get(photo.name)
+        entry = (photo.name, index.sha256(photo.path), None if mask is None else index.sha256(mask))
+        digest.update(repr(entry).encode())
     index.save()
     return digest.hexdigest()[:24]
-
-
-def _files(folder: Path) -> list[Path]:
-    """Return all files below a folder that are not hidden, in a fixed order."""
-    found = []
-    for directory, sub_folders, names in os.walk(folder):
-        sub_folders[:] = [name for name in sub_folders if not name.startswith(".")]
-        found += [Path(directory, name) for name in names if not name.startswith(".")]
-    return sorted(found)
 
 
 class _HashIndex:
@@ -134,13 +149,21 @@ class _HashIndex:
             self._known = {}
 
     def sha256(self, path: Path) -> str:
-        """Return the hex digest of a file."""
-        status = path.stat()
-        entry = self._known.get(str(path))
-        if entry is None or entry[:2] != [status.st_size, status.st_mtime_ns]:
-            with path.open("rb") as file:
-                entry = [status.st_size, status.st_mtime_ns, _sha256_of(file)]
-            self._known[str(path)] = entry
+        """Return the hex digest of a file.
+
+        Raises:
+            ValueError: If the file cannot be read.
+        """
+        try:
+            status = path.stat()
+            facts = [status.st_size, status.st_mtime_ns]
+            entry = self._known.get(str(path))
+            if entry is None or entry[:2] != facts:
+                entry = [*facts, sha256_of(path)]
+                self._known[str(path)] = entry
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise ValueError(f"Cannot read {path}: {reason}.") from error
         return str(entry[2])
 
     def save(self) -> None:
@@ -150,35 +173,47 @@ class _HashIndex:
         os.replace(temporary, self._path)
 
 
-def _sha256_of(file: object) -> str:
-    # hashlib.file_digest exists from Python 3.11 on.
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):  # type: ignore[attr-defined]
-        digest.update(block)
-    return digest.hexdigest()
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock for the block; say so if another process has it."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        _logger.warning("Another process is making this scene; waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _process_apart(options: ProcessOptions) -> None:
-    """Run the pipeline in a process of its own, which leaves nothing behind in the trainer."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        try:
-            is_done = pool.submit(_run, options).result()
-        except BrokenProcessPool:
-            raise ReconstructionError(
-                "The pipeline's process was killed, most likely for lack of memory: use fewer "
-                "photos or a smaller `long_side`."
-            ) from None
-    if not is_done:
-        raise ReconstructionError(
-            f"No scene could be made of {options.data}; the reason is printed above."
+    """Run the pipeline in a process of its own, which leaves nothing behind in the trainer.
+
+    Raises:
+        ReconstructionError: If it fails, with the reason.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        job, failure = Path(folder, "job"), Path(folder, "failure")
+        job.write_bytes(pickle.dumps(options))
+        code = subprocess.run(
+            [sys.executable, "-m", f"{__package__}.worker", str(job), str(failure)],
+            # The current folder is no place for modules.
+            env={**os.environ, "PYTHONSAFEPATH": "1"},
+            check=False,
+        ).returncode
+        if code == 0:
+            return
+        reason = failure.read_text(encoding="utf-8") if failure.is_file() else _reason_of(code)
+    raise ReconstructionError(f"No scene could be made of {options.data}: {reason}")
+
+
+def _reason_of(exit_code: int) -> str:
+    """Say why the pipeline's process ended without a word."""
+    if exit_code == -signal.SIGKILL:
+        return (
+            "its process was killed, most likely for lack of memory; use fewer photos or a smaller "
+            "`long_side`."
         )
-
-
-def _run(options: ProcessOptions) -> bool:
-    """Run the pipeline in the child, and say whether it succeeded; errors have been shown there."""
-    try:
-        run_process(options, verbose=False)
-    except SystemExit:
-        return False
-    return True
+    return f"its process ended with exit code {exit_code}; it may have said why above."
