@@ -19,6 +19,9 @@ from torch import Tensor
 
 Vector = tuple[float, float, float]
 
+_PARALLEL = 1e-30
+"""Stands in for a slope of zero: its inverse times zero is zero, not NaN."""
+
 
 class Shape(Protocol):
     """What the renderer asks of a shape."""
@@ -88,12 +91,12 @@ class Box:
         local_origin = self._to_local(origin - origin.new_tensor(self.center))
         local_direction = self._to_local(direction)
         for axis in range(3):
-            inverse = 1.0 / local_direction[:, axis]
+            slope = local_direction[:, axis]
+            inverse = 1.0 / torch.where(slope == 0.0, _PARALLEL, slope)
             middle = -local_origin[..., axis] * inverse
             reach = self.half[axis] * inverse.abs()
             near = torch.maximum(near, middle - reach)
             far = torch.minimum(far, middle + reach)
-        # A ray in the plane of a face gives NaN, which fails the comparison: such a ray misses.
         return torch.where((near <= far) & (near > 0), near, math.inf)
 
     def surface(self, points: Tensor) -> tuple[Tensor, Tensor]:

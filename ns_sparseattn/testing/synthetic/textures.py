@@ -95,7 +95,7 @@ def _levels(kind: TextureKind, seed: int, texels: int, metres: float) -> tuple[T
     # Shapes are drawn with hard edges, which the blur rounds off.
     painted = _paint(kind, texels, metres, rng).filter(ImageFilter.GaussianBlur(0.8))
     picture = torch.from_numpy(np.asarray(painted, dtype=np.float32) / 255.0)
-    grain = _noise(rng, texels, first=8) * 0.5 + _noise(rng, texels, first=64) * 0.5
+    grain = _noise(rng, texels, first=8)
     strength = 0.55 if kind in ("plaster", "marble") else 0.4
     level = (picture**2.2 * (1.0 + strength * grain[..., None])).clamp(0.0, 1.0).permute(2, 0, 1)
     levels = []
@@ -108,17 +108,20 @@ def _levels(kind: TextureKind, seed: int, texels: int, metres: float) -> tuple[T
 
 def _noise(rng: np.random.Generator, texels: int, *, first: int) -> Tensor:
     """Return fractal noise ``[T, T]`` of about [-1, 1], starting at `first` cells a side."""
-    total, weight, cells = torch.zeros(texels, texels), 0.5, first
-    while cells <= texels // 2:
-        grid = torch.from_numpy(rng.standard_normal((1, 1, cells, cells), dtype=np.float32))
-        total += (
-            weight
-            * torch.nn.functional.interpolate(
-                grid, size=(texels, texels), mode="bicubic", align_corners=False
-            )[0, 0]
+    total, weight = torch.zeros(1, 1, 1, 1), 0.5
+    for level in range((texels // first).bit_length()):
+        # Each octave is twice as fine as the last, and all are enlarged together.
+        cells = min(first << level, texels)
+        total = torch.nn.functional.interpolate(
+            total, size=(cells, cells), mode="bicubic", align_corners=False
         )
-        weight, cells = weight * 0.7, cells * 2
-    return (total / 1.5).clamp(-1.0, 1.0)
+        grid = torch.from_numpy(rng.standard_normal((cells, cells), dtype=np.float32))
+        total += weight * grid
+        weight *= 0.7
+    total = torch.nn.functional.interpolate(
+        total, size=(texels, texels), mode="bicubic", align_corners=False
+    )
+    return (total[0, 0] / 1.5).clamp(-1.0, 1.0)
 
 
 def _paint(kind: TextureKind, texels: int, metres: float, rng: np.random.Generator) -> Image.Image:
