@@ -16,8 +16,9 @@ from ..errors import ReconstructionError
 from .compute import InferenceOptions
 
 _BYTES_PER_GIB = 2**30
-# Larger chunks than these were not faster.
-_MOST_FRAMES = {"cuda": 32, "cpu": 4}
+# Enough frames to spread what a chunk costs in itself (weights cast and packed again); more would
+# only take memory.
+_MOST_FRAMES = {"cuda": 32, "cpu": 8}
 _MOST_HEAD_FRAMES = {"cuda": 8, "cpu": 2}
 # Share of the free memory that a run plans with; the rest covers fragmentation and what estimates
 # miss.
@@ -110,7 +111,7 @@ def plan_memory(
         )
     return MemoryPlan(
         frames_per_chunk=options.frames_per_chunk
-        or _chunk_size(free - lasting - attention, block_frame, _MOST_FRAMES.get(device.type, 4)),
+        or _chunk_size(free - lasting - attention, block_frame, _MOST_FRAMES.get(device.type, 8)),
         head_frames_per_chunk=options.head_frames_per_chunk
         or _chunk_size(free - lasting, head_frame, _MOST_HEAD_FRAMES.get(device.type, 2)),
         tap_dtype=tap_dtype,

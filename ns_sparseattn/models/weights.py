@@ -82,7 +82,7 @@ def load_vggt(
         path, where = _locate(text, weights, cache_dir, WEIGHTS)
         model = _build(read_checkpoint(path), weights.config if weights else None)
         info = _describe(path, where, weights)
-    logger.info("Weights: %s", info.describe())
+    logger.debug("Weights: %s", info.describe())
     return model.to(device), info
 
 

@@ -113,7 +113,7 @@ def test_chunks_shrink_with_the_memory() -> None:
     assert plan_memory(_shape(8), roomy, CPU, None).head_frames_per_chunk == 2
     assert plan_memory(_shape(8), tight, CPU, None).head_frames_per_chunk == 1
     tight = InferenceOptions(memory_gib=0.7)
-    assert plan_memory(_shape(8, 0), roomy, CPU, None).frames_per_chunk == 4
+    assert plan_memory(_shape(8, 0), roomy, CPU, None).frames_per_chunk == 8
     assert plan_memory(_shape(8, 0), tight, CPU, None).frames_per_chunk == 2
     with pytest.raises(ReconstructionError, match="800 frames of 1374 tokens need about .* GiB"):
         plan_memory(_shape(800), InferenceOptions(memory_gib=20.0), CPU, None)
