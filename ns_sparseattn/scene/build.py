@@ -62,12 +62,13 @@ def build_scene(
 
     Example:
         >>> from ns_sparseattn.scene import build_scene, SceneOptions
-        >>> from ns_sparseattn.testing.synthetic import exact_prediction, make_frames, make_room
-        >>> room = make_room(num_views=2, size=(64, 48))
-        >>> frames = make_frames(room, long_side=28)
-        >>> options = SceneOptions(max_points=100)
-        >>> scene = build_scene(exact_prediction(room, frames), frames, options,
-        read_rgb=room.read_rgb) >>> len(scene.images), len(scene.points) <= 100
+        >>> from ns_sparseattn.testing.synthetic import exact_prediction, make_frames, make_plane
+        >>> plane = make_plane(num_views=2, size=(64, 48))
+        >>> frames = make_frames(plane, long_side=28)
+        >>> prediction = exact_prediction(plane, frames)
+        >>> options = SceneOptions(max_points=100, min_agreeing_points=10)
+        >>> scene = build_scene(prediction, frames, options, read_rgb=plane.read_rgb)
+        >>> len(scene.images), len(scene.points) <= 100
         (2, True)
     """
     _check_match(prediction, frames)
