@@ -77,6 +77,8 @@ class SceneOptions:
     candidates_per_point: float = 4.0
     """Pixels tried per point of `max_points`, spread evenly over the photos: bounds memory and
     time. With 4, enough remain after the filters on all scenes tried."""
+    min_candidates: int = 20_000
+    """Pixels tried at least, however few points are wanted: whether views agree is judged on them."""
     min_fov_deg: float = 5.0
     """Predicted focal lengths with a narrower field of view, across or down, are replaced, degrees.
     A 500 mm telephoto lens on a full-frame camera has 4.1 across."""
@@ -117,6 +119,7 @@ class SceneOptions:
                 f"got {self.min_views}."
             )
         check_range("candidates_per_point", self.candidates_per_point, 1.0, 1_000.0)
+        check_range("min_candidates", self.min_candidates, 1, 100_000_000)
         check_range("min_fov_deg", self.min_fov_deg, 0.01, 179.0, unit=" degrees")
         check_range("max_fov_deg", self.max_fov_deg, self.min_fov_deg, 179.9, unit=" degrees")
         check_range("default_focal_factor", self.default_focal_factor, 0.1, 100.0)

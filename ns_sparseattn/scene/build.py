@@ -28,6 +28,9 @@ from .voxel import thin_points
 
 _logger = logging.getLogger(__name__)
 
+_A_PAIR = 2
+"""Views without which nothing is confirmed."""
+
 
 def build_scene(
     prediction: Prediction,
@@ -66,7 +69,7 @@ def build_scene(
         >>> plane = make_plane(num_views=2, size=(64, 48))
         >>> frames = make_frames(plane, long_side=28)
         >>> prediction = exact_prediction(plane, frames)
-        >>> options = SceneOptions(max_points=100, min_agreeing_points=10)
+        >>> options = SceneOptions(max_points=100)
         >>> scene = build_scene(prediction, frames, options, read_rgb=plane.read_rgb)
         >>> len(scene.images), len(scene.points) <= 100
         (2, True)
@@ -130,7 +133,7 @@ def _track(
 ) -> _Tracked:
     """Find candidates, keep those that other views confirm, thin and fuse them."""
     threshold = confidence_threshold(prediction.confidence, depth, options.confidence_percentile)
-    limit = round(options.candidates_per_point * options.max_points)
+    limit = max(round(options.candidates_per_point * options.max_points), options.min_candidates)
     candidates = find_candidates(
         prediction, depth, threshold, options, limit=limit, progress=progress
     )
@@ -157,14 +160,16 @@ def _track(
         tracks = make_tracks(
             candidates.select(chosen), points[chosen], views, cameras, options, progress
         )
-        if tracks.xyz.shape[0] >= options.min_agreeing_points:
-            notes = _agreement_notes(tracks, share, len(frames), options)
+        # Rounding at the very border of a photo may cost single points, hardly ever all.
+        if tracks.xyz.shape[0]:
+            num_shared = int((num_views >= _A_PAIR).sum())
+            notes = _agreement_notes(tracks, share, num_shared, len(frames), options)
             return _Tracked(tracks=tracks, notes=notes)
     return _unchecked(prediction, frames, depth, candidates, cameras, options, limit)
 
 
 def _agreement_notes(
-    tracks: Tracks, share: float, num_frames: int, options: SceneOptions
+    tracks: Tracks, share: float, num_shared: int, num_frames: int, options: SceneOptions
 ) -> tuple[str, ...]:
     """Warn of few confirmed points and of cameras that hardly move."""
     notes = []
@@ -173,9 +178,8 @@ def _agreement_notes(
             f"Only {100 * share:.1f} per cent of the pixels tried are confirmed by another view; "
             "the geometry is doubtful."
         )
-    length = torch.bincount(tracks.obs_point, minlength=tracks.xyz.shape[0])
-    is_shared = length > 1
-    if int(is_shared.sum()) < options.min_agreeing_points:
+    is_shared = torch.bincount(tracks.obs_point, minlength=tracks.xyz.shape[0]) >= _A_PAIR
+    if num_shared < options.min_agreeing_points or not bool(is_shared.any()):
         # Only reached when one view is enough for a point.
         return (*notes, _disagreement_note(num_frames, options))
     angle = float(tracks.angle_deg[is_shared].median())

@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from ..stages import Progress
 
-Progress = Callable[[str, int, int], None]
-"""Called as ``progress(stage, done, total)``; the unit is frames or points, whichever the stage
-counts."""
+__all__ = ["Progress", "report"]
 
 
 def report(progress: Progress | None, stage: str, done: int, total: int) -> None:

@@ -89,12 +89,14 @@ def test_same_input_same_output(room_prediction, room_frames, build: BuildScene)
     assert torch.equal(room_prediction.confidence, before[1])
 
 
-@pytest.mark.parametrize("max_points", [300, 5000])
+@pytest.mark.parametrize("max_points", [1, 30, 300, 5000])
 def test_number_of_points_is_capped(
     max_points: int, room_prediction, room_frames, build: BuildScene
 ) -> None:
-    num_points = len(build(room_prediction, room_frames, max_points=max_points).points)
-    assert 0.8 * max_points <= num_points <= max_points
+    scene = build(room_prediction, room_frames, max_points=max_points)
+    assert 0.8 * max_points <= len(scene.points) <= max_points
+    assert int(scene.points.track_length.min()) >= 2
+    assert scene.notes == ()
 
 
 def test_track_length_is_capped(plane_prediction, plane_frames, build: BuildScene) -> None:
