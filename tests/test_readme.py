@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README keeps its promises: its table is made of the rows, its Python runs, its links exist."""
+"""The README keeps its promises: its table is of the rows, its Python runs, its links exist."""
 
 from __future__ import annotations
 
