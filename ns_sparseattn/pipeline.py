@@ -82,6 +82,10 @@ class AttentionOptions:
             raise ValueError(
                 "`density` and `mass` have no effect with `attention` exact; set block-sparse."
             )
+        for name in ("density", "mass"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"`{name}` must be above 0 and at most 1, got {value:g}.")
         self.plan()
 
     def plan(self) -> AttentionPlan:
@@ -156,6 +160,7 @@ def process(options: ProcessOptions, *, progress: Progress | None = None) -> Pro
         built = scene.build_scene(prediction, photos, options.scene, progress=progress)
     notes = (
         *(() if weights.verified else (UNVERIFIED_NOTE,)),
+        *_input_notes(photos),
         *built.notes,
     )
     run = _RunFacts(
