@@ -110,7 +110,9 @@ def block_sparse_attention(
     reason = _BACKENDS[name].why_not(q, k, v)
     if reason is not None:
         raise ValueError(f"The {name} backend cannot run here: {reason}")
-    out, lse = _BACKENDS[name].run(q, k, v, block_map, key_mask)
+    # The types above are a contract: a caller's autocast must not change those inside a backend.
+    with torch.autocast(q.device.type, enabled=False):
+        out, lse = _BACKENDS[name].run(q, k, v, block_map, key_mask)
     return (out, lse) if return_lse else out
 
 

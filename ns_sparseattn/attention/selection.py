@@ -100,7 +100,7 @@ def select_blocks(
         for h in range(heads):
             for start in range(0, num_rows, rows_per_chunk):
                 rows = q_means[b, h, start : start + rows_per_chunk]
-                scores = rows @ k_means[b, h].transpose(0, 1) + weights[b, 0]  # [R, C]
+                scores = _float32_product(rows, k_means[b, h]) + weights[b, 0]  # [R, C]
                 keep = _keep(scores, mass, min(least, present), min(most, present))
                 counts_of_chunks.append(keep.sum(-1))
                 columns_of_chunks.append(keep.nonzero()[:, 1].to(torch.int32))
@@ -121,6 +121,12 @@ def select_blocks(
         num_full_q_blocks=num_full_q_blocks,
         num_sink_k_blocks=num_sink_k_blocks,
     )
+
+
+def _float32_product(rows: Tensor, columns: Tensor) -> Tensor:
+    """Return ``rows @ columns^T`` in float32 whatever autocast says: 8 bits would tie blocks."""
+    with torch.autocast(rows.device.type, enabled=False):
+        return rows @ columns.transpose(0, 1)
 
 
 def _keep(scores: Tensor, mass: float | None, least: int, most: int) -> Tensor:

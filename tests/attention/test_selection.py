@@ -95,6 +95,14 @@ def test_full_rows_and_sinks_take_no_part() -> None:
     assert bool(block_map.to_mask()[..., -2:].all())
 
 
+def test_autocast_of_the_caller_changes_nothing() -> None:
+    q, k = _clustered(1280), _clustered(1280, seed=1)
+    want = select_blocks(q, k, mass=0.6)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = select_blocks(q, k, mass=0.6)
+    assert torch.equal(got.columns, want.columns)
+
+
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     from ns_sparseattn.attention import selection
 

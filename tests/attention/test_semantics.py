@@ -104,6 +104,17 @@ def test_the_batch_slot_does_not_matter(backend: BackendName) -> None:
     assert torch.equal(both[1:], one)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_of_the_caller_changes_nothing(backend: BackendName, dtype: torch.dtype) -> None:
+    q, k, v, block_map = _random_case((1, 2, 300, 300, 32), dtype)
+    want = block_sparse_attention(q, k, v, block_map, backend=backend, return_lse=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = block_sparse_attention(q, k, v, block_map, backend=backend, return_lse=True)
+    assert torch.equal(out[0], want[0])
+    assert torch.equal(out[1], want[1])
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
