@@ -78,7 +78,7 @@ class SceneOptions:
     """Pixels tried per point of `max_points`, spread evenly over the photos: bounds memory and
     time. With 4, enough remain after the filters on all scenes tried."""
     min_candidates: int = 20_000
-    """Pixels tried at least, however few points are wanted: whether views agree is judged on them."""
+    """Pixels tried at least, however few points are wanted: they show whether the views agree."""
     min_fov_deg: float = 5.0
     """Predicted focal lengths with a narrower field of view, across or down, are replaced, degrees.
     A 500 mm telephoto lens on a full-frame camera has 4.1 across."""

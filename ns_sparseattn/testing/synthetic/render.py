@@ -122,11 +122,9 @@ def _first_hit(
     """Return t ``[R]`` of the first hit and the index of the solid, -1 without any."""
     nearest = torch.full_like(direction[:, 0], math.inf)
     index = torch.full(nearest.shape, -1, dtype=torch.int64)
-    unit = direction / torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
-    axis = torch.nn.functional.normalize(unit.mean(0), dim=0)
-    half_angle = math.acos(min(float((unit @ axis).min()), 1.0))
+    cone = _cone(direction)
     for i, solid in enumerate(solids):
-        if not _is_in_cone(solid.shape, origin, axis, half_angle):
+        if not _is_in_cone(solid.shape, origin, cone):
             continue
         t = solid.shape.intersect(origin, direction)
         is_nearer = t < nearest
@@ -135,25 +133,27 @@ def _first_hit(
     return nearest, index
 
 
-def _is_in_cone(shape: Shape, origin: Tensor, axis: Tensor, half_angle: float) -> bool:
-    """Return false if the cone around all rays passes the shape's ball by."""
+def _cone(direction: Tensor) -> tuple[Tensor, float]:
+    """Return axis ``[3]`` and half angle of a cone around directions ``[R, 3]``."""
+    unit = direction / torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+    axis = torch.nn.functional.normalize(unit.mean(0), dim=0)
+    return axis, math.acos(max(-1.0, min(float((unit @ axis).min()), 1.0)))
+
+
+def _is_in_cone(
+    shape: Shape, apex: Tensor, cone: tuple[Tensor, float], *, spread: float = 0.0
+) -> bool:
+    """Return false if rays within `spread` of a cone pass the shape's ball by."""
     if shape.bounds is None:
         return True
-    center, radius = shape.bounds
-    to_center = origin.new_tensor(center) - origin
+    center, radius = shape.bounds[0], shape.bounds[1] + spread
+    axis, half_angle = cone
+    to_center = apex.new_tensor(center) - apex
     distance = float(to_center.norm())
     if distance <= radius:
         return True
     angle = math.acos(max(-1.0, min(1.0, float(to_center @ axis) / distance)))
     return angle <= half_angle + math.asin(radius / distance) + _CULLING_MARGIN
-
-
-def _is_in_box(shape: Shape, low: list[float], high: list[float]) -> bool:
-    """Return false if the shape's ball lies outside a box."""
-    if shape.bounds is None:
-        return True
-    center, radius = shape.bounds
-    return all(a - radius <= c <= b + radius for a, b, c in zip(low, high, center, strict=True))
 
 
 def _shade(
@@ -204,10 +204,11 @@ def _irradiance(
             continue
         start = points[lit] + _SHADOW_BIAS * normals[lit]
         is_dark = torch.zeros(lit.shape[0], dtype=torch.bool)
-        low = torch.minimum(start.amin(0), lamp.amin(0)).tolist()
-        high = torch.maximum(start.amax(0), lamp.amax(0)).tolist()
+        # Every ray to a part of the lamp runs within half the lamp's diagonal of one to its middle.
+        middle = points.new_tensor(light.position)
+        cone, diagonal = _cone(start - middle), math.sqrt(2.0) * light.half_size
         for solid in solids:
-            if solid.casts_shadow and _is_in_box(solid.shape, low, high):
+            if solid.casts_shadow and _is_in_cone(solid.shape, middle, cone, spread=diagonal):
                 is_dark |= solid.shape.intersect(start, to_lamp[lit]) < 1.0
         # Falls with the distance, not its square: a long lamp, and walls that throw light back.
         strength = light.strength * cosine[lit] / distance[lit]
