@@ -28,6 +28,9 @@ from .pipeline import ProcessOptions, ProcessResult, process
 USER_ERRORS = (ReconstructionError, TypeError, ValueError, OSError)
 """What a user can cause: shown as a sentence, without a traceback."""
 
+_MIN_IMAGES_FOR_DEFAULT_SPLIT = 10
+"""Of fewer, none is left to evaluate on: nerfstudio trains on 90 per cent, rounded up."""
+
 _console = Console(stderr=True)
 
 
@@ -156,9 +159,23 @@ def _print_summary(result: ProcessResult, *, shows_next: bool) -> None:
         )
     lines += [f"Note: {note}" for note in result.notes]
     if shows_next:
-        lines += [f"Scene: {result.folder.root}", f"Next: {result.folder.train_command()}"]
+        command = result.folder.train_command(parser=_parser_for(len(built.images)))
+        lines += [f"Scene: {result.folder.root}", f"Next: {command}"]
     for line in lines:
         out.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _parser_for(num_images: int) -> tuple[str, ...]:
+    """Return the dataparser options that training needs.
+
+    By default nerfstudio keeps every tenth image for evaluation, fails without any, and divides by
+    the extent of the cameras.
+    """
+    if num_images == 1:
+        return ("nerfstudio-data", "--eval-mode", "all", "--auto-scale-poses", "False")
+    if num_images < _MIN_IMAGES_FOR_DEFAULT_SPLIT:
+        return ("nerfstudio-data", "--eval-mode", "interval")
+    return ()
 
 
 def _count(number: int, noun: str) -> str:

@@ -68,11 +68,12 @@ class SceneFolder:
     manifest: Path
     config: Path | None
 
-    def train_command(self, method: str = "splatfacto") -> str:
+    def train_command(self, method: str = "splatfacto", *, parser: Sequence[str] = ()) -> str:
         """Return the command that trains on this scene.
 
         Args:
             method: Name of a nerfstudio method.
+            parser: Name of a dataparser and its options; nerfstudio's default if empty.
 
         Returns:
             A line for the shell, quoted where needed.
@@ -81,7 +82,7 @@ class SceneFolder:
             >>> SceneFolder.at(Path("/data/my scene")).train_command()
             "ns-train splatfacto --data '/data/my scene'"
         """
-        return shlex.join(["ns-train", method, "--data", str(self.root)])
+        return shlex.join(["ns-train", method, "--data", str(self.root), *parser])
 
     @classmethod
     def at(

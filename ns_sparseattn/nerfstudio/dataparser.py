@@ -79,9 +79,19 @@ class SparseVGGTDataParser(DataParser):
         inherited |= {"_target": ColmapDataParser, "data": scene_dir}
         if self.config.masks_path is None and (scene_dir / "masks").is_dir():
             inherited["masks_path"] = Path("masks")
+        if _num_photos(scene_dir) == 1:
+            # The one photo would go to evaluation and leave nothing to train on, and nerfstudio
+            # would divide by the extent of the cameras.
+            inherited |= {"eval_mode": "all", "auto_scale_poses": False}
         return ColmapDataParser(ColmapDataParserConfig(**inherited)).get_dataparser_outputs(
             split, **kwargs
         )
+
+
+def _num_photos(scene_dir: Path) -> int:
+    from ..export import read_manifest
+
+    return len((read_manifest(scene_dir) or {}).get("photos", ()))
 
 
 def process_options(config: SparseVGGTDataParserConfig) -> ProcessOptions:

@@ -14,7 +14,7 @@ import pytest
 
 from ns_sparseattn import cli, console, pipeline
 from ns_sparseattn.export import is_scene_folder
-from ns_sparseattn.testing.photos import write_hard_case
+from ns_sparseattn.testing.photos import draw_view, write_hard_case, write_photo
 
 SMALL = ("--weights", "seeded-small", "--device", "cpu", "--long-side", "56")
 
@@ -72,10 +72,31 @@ def test_success_is_0_with_a_summary_on_stdout_and_progress_on_stderr(
     assert "2 images posed, 1 camera, " in outcome.out
     assert "Weights seeded-small, licence: none" in outcome.out
     assert "Note: The weights are unverified" in outcome.out
-    assert f"Next: ns-train splatfacto --data '{tmp_path / 'my scene'}'" in outcome.out
+    # Of two photos, nerfstudio's default split would leave none to evaluate on.
+    path = f"'{tmp_path / 'my scene'}'"
+    split = "nerfstudio-data --eval-mode interval"
+    assert f"Next: ns-train splatfacto --data {path} {split}\n" in outcome.out
     assert "load photos" in outcome.err
     assert "Traceback" not in outcome.err
     assert is_scene_folder(tmp_path / "my scene")
+
+
+@pytest.mark.parametrize(
+    ("num_photos", "parser"),
+    [
+        pytest.param(1, " nerfstudio-data --eval-mode all --auto-scale-poses False", id="1"),
+        pytest.param(9, " nerfstudio-data --eval-mode interval", id="9"),
+        pytest.param(10, "", id="10"),
+    ],
+)
+def test_next_command_can_train_on_few_photos(
+    command: Command, tmp_path: Path, num_photos: int, parser: str
+) -> None:
+    for i in range(num_photos):
+        write_photo(tmp_path / f"photos/img_{i}.jpg", draw_view((48, 32), index=i))
+    outcome = command(*process(tmp_path / "photos", tmp_path / "scene"))
+    expected = f"Next: ns-train splatfacto --data {tmp_path / 'scene'}{parser}\n"
+    assert expected in outcome.out
 
 
 def test_quiet_without_verbose_and_talkative_with_it(

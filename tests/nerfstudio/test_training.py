@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ns-train`` and ``ns-eval`` run on a scene folder, and on photos through the dataparser."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ns_sparseattn.export import is_scene_folder
+from ns_sparseattn.nerfstudio.scene_cache import CACHE_FOLDER
+from ns_sparseattn.options import FrameOptions
+from ns_sparseattn.pipeline import ProcessOptions, WeightsOptions, process
+
+pytestmark = pytest.mark.slow
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+ALEXNET: dict[str, tuple[int, ...]] = {
+    "features.0": (64, 3, 11, 11),
+    "features.3": (192, 64, 5, 5),
+    "features.6": (384, 192, 3, 3),
+    "features.8": (256, 384, 3, 3),
+    "features.10": (256, 256, 3, 3),
+    "classifier.1": (4096, 9216),
+    "classifier.4": (4096, 4096),
+    "classifier.6": (1000, 4096),
+}
+"""Shapes of AlexNet's weights."""
+
+METHOD = (
+    # The one that starts fastest and needs no GPU.
+    "vanilla-nerf",
+    *("--machine.device-type", "cpu"),
+    *("--machine.num-devices", "1"),
+    *("--mixed-precision", "False"),
+    *("--vis", "tensorboard"),
+    *("--max-num-iterations", "3"),
+    *("--steps-per-eval-image", "0"),
+    *("--steps-per-eval-batch", "0"),
+    *("--logging.local-writer.max-log-size", "0"),
+    *("--pipeline.datamanager.train-num-rays-per-batch", "16"),
+    *("--pipeline.model.num-coarse-samples", "4"),
+    *("--pipeline.model.num-importance-samples", "4"),
+)
+
+
+@pytest.fixture(scope="module")
+def torch_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of torch.hub with an AlexNet, which nerfstudio wants for its perceptual metric.
+
+    One number stands for all in each tensor, so the file is small; the metric means nothing.
+    """
+    home = tmp_path_factory.mktemp("torch_home")
+    state = {}
+    for layer, shape in ALEXNET.items():
+        state[f"{layer}.weight"] = torch.full((1,), 0.01).expand(shape)
+        state[f"{layer}.bias"] = torch.zeros(1).expand(shape[0])
+    (home / "hub/checkpoints").mkdir(parents=True)
+    torch.save(state, home / "hub/checkpoints/alexnet-owt-7be5be79.pth")
+    return home
+
+
+def train(run: Run, torch_home: Path, folder: Path, data: Path, *parser: str) -> Path:
+    """Train for three steps and return the config file of the model."""
+    result = run(
+        "ns-train",
+        *(*METHOD, "--output-dir", folder / "outputs", "--data", data, *parser),
+        cwd=folder,
+        TORCH_HOME=str(torch_home),
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    (config,) = (folder / "outputs").rglob("config.yml")
+    assert list(config.parent.rglob("*.ckpt"))
+    return config
+
+
+def test_scene_folder_trains(run: Run, torch_home: Path, photos: Path, tmp_path: Path) -> None:
+    process(
+        ProcessOptions(
+            data=photos,
+            output_dir=tmp_path / "scene",
+            weights=WeightsOptions(weights="seeded-small"),
+            frames=FrameOptions(long_side=112),
+        )
+    )
+    train(
+        run, torch_home, tmp_path, tmp_path / "scene", "nerfstudio-data", "--eval-mode", "interval"
+    )
+
+
+def test_photos_train_and_evaluate_through_the_dataparser(
+    run: Run, torch_home: Path, photos: Path, tmp_path: Path
+) -> None:
+    parser = ("sparse-vggt-data", "--weights", "seeded-small", "--long-side", "112")
+    config = train(run, torch_home, tmp_path, photos, *parser)
+    (scene,) = (path for path in (photos / CACHE_FOLDER).iterdir() if path.is_dir())
+    assert is_scene_folder(scene)
+    made = scene.stat().st_ino
+
+    result = run(
+        *("ns-eval", "--load-config", config, "--output-path", tmp_path / "eval.json"),
+        cwd=tmp_path,
+        TORCH_HOME=str(torch_home),
+        TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1",
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert json.loads((tmp_path / "eval.json").read_text())["results"]["psnr"] > 0
+    # The scene is the one that the model was trained on.
+    assert "All DONE" not in result.stdout
+    assert scene.stat().st_ino == made
