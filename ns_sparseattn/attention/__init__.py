@@ -11,7 +11,8 @@ from .api import BackendName, block_sparse_attention
 from .block_map import BlockMap
 from .dense import dense_attention
 from .layout import BLOCK_K, BLOCK_Q, TokenLayout
-from .plan import AttentionPlan, BlockSparsePolicy, DensePolicy, LayerPolicy
+from .plan import AttentionPlan, BlockSparsePolicy, DensePolicy, LayerPolicy, PaperPolicy
+from .recording import record_block_maps
 from .run import AttentionRun
 from .selection import select_blocks
 from .stats import LayerStats
@@ -27,8 +28,10 @@ __all__ = [
     "DensePolicy",
     "LayerPolicy",
     "LayerStats",
+    "PaperPolicy",
     "TokenLayout",
     "block_sparse_attention",
     "dense_attention",
+    "record_block_maps",
     "select_blocks",
 ]

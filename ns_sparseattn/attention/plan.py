@@ -6,8 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal
 
 from .api import BackendName
+
+Pooling = Literal["mean", "max"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,50 @@ class BlockSparsePolicy:
         return f"block-sparse ({', '.join(wanted)})"
 
 
-LayerPolicy = DensePolicy | BlockSparsePolicy
+@dataclass(frozen=True, kw_only=True)
+class PaperPolicy:
+    """The published method's own layout and selection, its defects included; for comparison.
+
+    Special tokens of the first frames can be dropped, and the mass asked for is missed by a block
+    (see `ns_sparseattn.attention.paper`). `BlockSparsePolicy` does neither.
+    """
+
+    sparse_ratio: float | None = None
+    """Share of the key blocks that may be left out, in [0, 1]: an upper bound on sparsity."""
+    cdf_threshold: float | None = None
+    """Share of the pooled softmax, in [0, 1], that the kept blocks may fill. If `sparse_ratio` is
+    given as well, whichever keeps more blocks counts."""
+    pooling: Pooling = "mean"
+    """How the tokens of a block become one. Published results use the mean."""
+    hilbert: bool = False
+    """Order the patches of each frame along a Hilbert curve instead of row by row."""
+    backend: BackendName = "auto"
+    """What computes it."""
+
+    def __post_init__(self) -> None:
+        if self.sparse_ratio is None and self.cdf_threshold is None:
+            raise ValueError("A paper policy needs `sparse_ratio`, `cdf_threshold`, or both.")
+        for name in ("sparse_ratio", "cdf_threshold"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise ValueError(f"`{name}` must be in [0, 1], got {value:g}.")
+        if self.pooling not in ("mean", "max"):
+            raise ValueError(f"`pooling` must be mean or max, got {self.pooling!r}.")
+
+    @property
+    def name(self) -> str:
+        """Short name for statistics, with what was asked for."""
+        wanted = [] if self.sparse_ratio is None else [f"ratio {self.sparse_ratio:g}"]
+        if self.cdf_threshold is not None:
+            wanted.append(f"cdf {self.cdf_threshold:g}")
+        if self.pooling != "mean":
+            wanted.append(f"{self.pooling} pooling")
+        if self.hilbert:
+            wanted.append("hilbert")
+        return f"paper ({', '.join(wanted)})"
+
+
+LayerPolicy = DensePolicy | BlockSparsePolicy | PaperPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +138,34 @@ class AttentionPlan:
             raise ValueError("A block-sparse plan needs `density`, `mass`, or both.")
         return cls(
             default=BlockSparsePolicy(mass=mass, max_density=1.0 if density is None else density)
+        )
+
+    @classmethod
+    def paper(
+        cls,
+        *,
+        sparse_ratio: float | None = None,
+        cdf_threshold: float | None = None,
+        hilbert: bool = False,
+    ) -> AttentionPlan:
+        """Return a plan with the published method in all layers, as `PaperPolicy` describes it.
+
+        Args:
+            sparse_ratio: Share of the key blocks that may be left out.
+            cdf_threshold: Share of the pooled softmax that the kept blocks may fill.
+            hilbert: Order patches along a Hilbert curve.
+
+        Raises:
+            ValueError: If neither share is given, or one is out of range.
+
+        Example:
+            >>> AttentionPlan.paper(sparse_ratio=0.5, cdf_threshold=0.9).policy(3).name
+            'paper (ratio 0.5, cdf 0.9)'
+        """
+        return cls(
+            default=PaperPolicy(
+                sparse_ratio=sparse_ratio, cdf_threshold=cdf_threshold, hilbert=hilbert
+            )
         )
 
     @classmethod

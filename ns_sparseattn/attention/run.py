@@ -18,7 +18,9 @@ from torch import Tensor
 from .api import block_sparse_attention, resolve_backend
 from .dense import dense_attention
 from .layout import BLOCK_K, BLOCK_Q, BlockOrder, TokenLayout
-from .plan import AttentionPlan, BlockSparsePolicy
+from .paper import PaperOrder, select_paper_blocks
+from .plan import AttentionPlan, BlockSparsePolicy, DensePolicy, PaperPolicy
+from .recording import note_block_map
 from .selection import select_blocks
 from .stats import LayerStats
 
@@ -40,6 +42,7 @@ class AttentionRun:
         self._plan = plan
         self._tokens = tokens
         self._orders: dict[torch.device, BlockOrder] = {}
+        self._paper_orders: dict[tuple[torch.device, bool], PaperOrder] = {}
         self._timed: list[tuple[LayerStats, _Timer]] = []
 
     @property
@@ -79,12 +82,14 @@ class AttentionRun:
             )
         policy = self._plan.policy(layer)
         timer = _Timer(q.device)
-        if isinstance(policy, BlockSparsePolicy):
-            out, density = self._attend_sparse(policy, timer, q, k, v)
-            backend = resolve_backend(policy.backend, q.device.type)
-        else:
+        if isinstance(policy, DensePolicy):
             out, density = dense_attention(q, k, v), 1.0
-            backend = "sdpa"
+        elif isinstance(policy, PaperPolicy):
+            out, density = self._attend_paper(layer, policy, timer, q, k, v)
+        else:
+            out, density = self._attend_sparse(layer, policy, timer, q, k, v)
+        is_dense = isinstance(policy, DensePolicy)
+        backend = "sdpa" if is_dense else resolve_backend(policy.backend, q.device.type)
         timer.stop()
         stats = LayerStats(
             layer=layer, policy=policy.name, backend=backend, density=density, time_ms=0.0
@@ -93,7 +98,13 @@ class AttentionRun:
         return out
 
     def _attend_sparse(
-        self, policy: BlockSparsePolicy, timer: _Timer, q: Tensor, k: Tensor, v: Tensor
+        self,
+        layer: int,
+        policy: BlockSparsePolicy,
+        timer: _Timer,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
     ) -> tuple[Tensor, float]:
         """Re-order into blocks, select, attend, put the result back; also return the density."""
         order = self._order_on(q.device)
@@ -112,12 +123,46 @@ class AttentionRun:
             key_mask=key_mask,
         )
         timer.selected()
+        note_block_map(layer, block_map)
         has_padding = len(order.gather_index) > self._tokens.num_tokens
         out = block_sparse_attention(
             q, k, v, block_map, backend=policy.backend, key_mask=key_mask if has_padding else None
         )
         density = block_map.density(q.shape[2], k.shape[2], key_mask)
         return out.index_select(2, order.scatter_index), density
+
+    def _attend_paper(
+        self,
+        layer: int,
+        policy: PaperPolicy,
+        timer: _Timer,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+    ) -> tuple[Tensor, float]:
+        """As `_attend_sparse`, in the published layout: special queries apart, and dense."""
+        order = self._paper_order_on(q.device, policy.hilbert)
+        q, k, v = (x.index_select(2, order.gather_index) for x in (q, k, v))
+        num_tokens, num_patches = q.shape[2], order.num_patches
+        num_special = num_tokens - num_patches
+        block_map = select_paper_blocks(
+            q[:, :, :num_patches], k[:, :, :num_patches], policy, num_special=num_special
+        )
+        timer.selected()
+        note_block_map(layer, block_map)
+        out = block_sparse_attention(q[:, :, :num_patches], k, v, block_map, backend=policy.backend)
+        if num_special:
+            out = torch.cat([out, dense_attention(q[:, :, num_patches:], k, v)], dim=2)
+        listed = block_map.density(num_patches, num_tokens)
+        density = (listed * num_patches + num_special) / num_tokens
+        return out.index_select(2, order.scatter_index), density
+
+    def _paper_order_on(self, device: torch.device, hilbert: bool) -> PaperOrder:
+        if (device, hilbert) not in self._paper_orders:
+            self._paper_orders[device, hilbert] = PaperOrder.of(
+                self._tokens, device, hilbert=hilbert
+            )
+        return self._paper_orders[device, hilbert]
 
     def _order_on(self, device: torch.device) -> BlockOrder:
         if device not in self._orders:

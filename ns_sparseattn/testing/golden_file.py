@@ -49,8 +49,8 @@ class GoldenFile:
 
     @property
     def tag(self) -> str:
-        """Name of the recording, which tells its kind."""
-        return str(self.config.get("tag", ""))
+        """Name of the recording, which tells its kind; the file's own if it states none."""
+        return str(self.config.get("tag", self.path.stem))
 
     def tensor(self, name: str) -> Tensor:
         """Return one array as a tensor."""

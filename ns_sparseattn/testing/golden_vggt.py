@@ -45,6 +45,12 @@ def config_from_golden(sizes: dict[str, Any] | str) -> VGGTConfig:
     )
 
 
+def build_vggt(golden: GoldenFile) -> VGGT:
+    """Return the model that a file was recorded with."""
+    stated = golden.config
+    return _build(json.dumps(stated["config"]), golden.tag, stated["conv_gain"])
+
+
 @functools.lru_cache(maxsize=1)
 def _build(sizes_json: str, tag: str, conv_gain: float) -> VGGT:
     # Files that share weights follow each other, and filling the published size takes most of a
@@ -58,7 +64,7 @@ def _build(sizes_json: str, tag: str, conv_gain: float) -> VGGT:
 @torch.no_grad()
 def _run(golden: GoldenFile) -> Iterator[Check]:
     stated = golden.config
-    model = _build(json.dumps(stated["config"]), golden.tag, stated["conv_gain"])
+    model = build_vggt(golden)
     if "in_images" in golden.arrays:
         images = golden.tensor("in_images")
     else:

@@ -21,6 +21,9 @@ _NORM_STD = 0.1
 _BIAS_STD = 0.05
 _TOKEN_STD = 0.3
 _LINEAR_GAIN = 0.8
+_NUM_CLUSTERS = 16
+_CLUSTER_RUN = 40
+_CLUSTER_NOISE = 0.7
 
 
 def named_rng(name: str) -> np.random.Generator:
@@ -82,3 +85,28 @@ def make_images(image_tag: str, num_frames: int, height: int, width: int) -> Ten
             wave = np.sin(2 * np.pi * (frequency_x * x + frequency_y * y) + phase)
             images[frame, channel] = np.clip(0.5 + 0.3 * wave + 0.2 * (2 * noise - 1), 0, 1)
     return torch.from_numpy(images)
+
+
+def make_qkv(
+    tag: str, shape: tuple[int, int, int, int], *, strength: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values whose tokens come in runs around 16 shared centres.
+
+    Args:
+        tag: Name of the inputs.
+        shape: ``[B, H, N, D]``: batch, heads, tokens, head size.
+        strength: Spread of the centres of queries and keys; those of values have one.
+
+    Returns:
+        ``q``, ``k`` and ``v``, float32.
+    """
+    batch, heads, num_tokens, head_size = shape
+    cluster = np.arange(num_tokens) // _CLUSTER_RUN % _NUM_CLUSTERS
+    tensors = []
+    for name, spread in (("q", strength), ("k", strength), ("v", 1.0)):
+        rng = named_rng(f"{tag}/{name}")
+        centres = rng.standard_normal((batch, heads, _NUM_CLUSTERS, head_size)) * spread
+        values = centres[:, :, cluster] + _CLUSTER_NOISE * rng.standard_normal(shape)
+        tensors.append(torch.from_numpy(values.astype(np.float32)))
+    q, k, v = tensors
+    return q, k, v

@@ -23,6 +23,51 @@ def test_small_files_are_within_tolerance(golden_folder: Path, name: str) -> Non
     assert sum(result.error is not None for result in results) >= 13
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "block_mask_tiny",
+        "block_mask_nosink",
+        "block_mask_hilbert",
+        "block_mask_vggt_model_cdf90",
+    ],
+)
+def test_block_masks_are_equal(golden_folder: Path, name: str) -> None:
+    results = list(check_file(golden_folder / f"{name}.npz"))
+    assert [result for result in results if not result.ok or result.error is None] == []
+    assert all(result.error == 0 for result in results if "mask" in result.array)
+    assert len(results) >= 8
+
+
+@pytest.mark.slow
+def test_all_block_masks_are_equal(shared: Path) -> None:
+    files = sorted((shared / "models" / "golden_a").glob("block_mask_*.npz"))
+    files = [path for path in files if "pi3" not in path.name]
+    assert len(files) == 9
+    for path in files:
+        results = list(check_file(path))
+        assert [result for result in results if not result.ok or result.error is None] == []
+
+
+def test_a_file_of_a_missing_model_says_which(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.dumps({"tag": "golden-a/block_mask/sparse_pi3/0"})
+    np.savez(tmp_path / "pi3.npz", config_json=np.array(config))
+    assert main([str(tmp_path / "pi3.npz")]) == 2
+    assert "needs the model pi3, which is not implemented" in capsys.readouterr().err
+
+
+def test_inputs_that_differ_are_refused(golden_folder: Path, tmp_path: Path) -> None:
+    arrays = dict(np.load(golden_folder / "block_mask_tiny.npz"))
+    config = json.loads(str(arrays["config_json"]))
+    config["sha256"]["k"] = "0" * 64
+    arrays["config_json"] = np.array(json.dumps(config))
+    np.savez(tmp_path / "other.npz", **arrays)
+    with pytest.raises(GoldenError, match="`k` could not be made as it was recorded"):
+        list(check_file(tmp_path / "other.npz"))
+
+
 def test_only_the_track_head_is_not_covered(golden_folder: Path) -> None:
     for path in sorted(golden_folder.glob("*vggt*.npz")):
         for result in check_file(path):
