@@ -28,6 +28,8 @@ UNVERIFIED_NOTE = (
     "poses and points that mean nothing."
 )
 
+AttentionName = Literal["exact", "paper-s50", "paper-s75", "block-sparse"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsOptions:
@@ -68,9 +70,10 @@ class WeightsOptions:
 class AttentionOptions:
     """What the global attention layers do."""
 
-    attention: Literal["exact", "block-sparse"] = "exact"
-    """exact: every layer dense, as the model was trained. block-sparse: training-free selection of
-    key blocks; needs `density`, `mass` or both."""
+    attention: AttentionName = "exact"
+    """exact: every layer dense, as the model was trained. paper-s50, paper-s75: the published
+    block-sparse method at about 50 and 70 per cent sparsity, for comparison. block-sparse:
+    training-free selection of key blocks; needs `density`, `mass` or both."""
     density: float | None = None
     """Share of the key blocks that each query block keeps, 0 to 1; an upper bound if `mass` is
     given."""
@@ -78,9 +81,10 @@ class AttentionOptions:
     """Share of the pooled attention that the kept blocks must reach, 0 to 1."""
 
     def __post_init__(self) -> None:
-        if self.attention == "exact" and (self.density, self.mass) != (None, None):
+        if self.attention != "block-sparse" and (self.density, self.mass) != (None, None):
             raise ValueError(
-                "`density` and `mass` have no effect with `attention` exact; set block-sparse."
+                f"`density` and `mass` have no effect with `attention` {self.attention}; "
+                "set block-sparse."
             )
         for name in ("density", "mass"):
             value = getattr(self, name)
@@ -90,9 +94,9 @@ class AttentionOptions:
 
     def plan(self) -> AttentionPlan:
         """Return the plan that the options describe."""
-        if self.attention == "exact":
-            return AttentionPlan.preset("vggt", "exact")
-        return AttentionPlan.block_sparse(density=self.density, mass=self.mass)
+        if self.attention == "block-sparse":
+            return AttentionPlan.block_sparse(density=self.density, mass=self.mass)
+        return AttentionPlan.preset("vggt", self.attention)
 
 
 @dataclass(frozen=True, kw_only=True)

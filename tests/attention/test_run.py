@@ -12,9 +12,11 @@ from ns_sparseattn.attention import (
     AttentionRun,
     BlockSparsePolicy,
     DensePolicy,
+    PaperPolicy,
     TokenLayout,
 )
 from ns_sparseattn.attention.layout import BLOCK_K, BLOCK_Q, BlockOrder
+from ns_sparseattn.configs.plans import PLANS
 
 LAYOUTS = [
     pytest.param(
@@ -123,10 +125,25 @@ def test_another_number_of_tokens_is_refused() -> None:
 
 def test_presets_are_found_and_unknown_ones_named() -> None:
     assert AttentionPlan.preset("vggt", "exact").policy(5) == DensePolicy()
+    assert AttentionPlan.preset("vggt", "paper-s50").policy(5) == PaperPolicy(
+        sparse_ratio=0.5, cdf_threshold=0.7
+    )
+    assert AttentionPlan.preset("vggt", "paper-s75").policy(5) == PaperPolicy(
+        sparse_ratio=0.8, cdf_threshold=0.5
+    )
     with pytest.raises(ValueError, match="`name` must be one of"):
         AttentionPlan.preset("vggt", "fastest")
     with pytest.raises(ValueError, match="`model` must be one of"):
         AttentionPlan.preset("colmap", "exact")
+
+
+def test_every_preset_fits_and_says_where_it_is_from() -> None:
+    for name, preset in PLANS["vggt"].items():
+        plan = AttentionPlan.preset("vggt", name)
+        assert plan is preset.plan
+        plan.check_fits(24)
+        assert preset.description.endswith(".")
+        assert preset.source.endswith(".")
 
 
 @pytest.mark.parametrize("shares", [{}, {"mass": 2.0}, {"density": 0.0}, {"density": -0.1}])

@@ -99,6 +99,21 @@ def test_next_command_can_train_on_few_photos(
     assert expected in outcome.out
 
 
+@pytest.mark.parametrize(
+    ("choice", "policy"),
+    [
+        pytest.param("paper-s50", "paper (ratio 0.5, cdf 0.7)", id="s50"),
+        pytest.param("paper-s75", "paper (ratio 0.8, cdf 0.5)", id="s75"),
+    ],
+)
+def test_published_attention_can_be_chosen(
+    command: Command, photos: Path, tmp_path: Path, choice: str, policy: str
+) -> None:
+    outcome = command(*process(photos, tmp_path / "scene", "--attention", choice))
+    assert outcome.code == 0
+    assert f"Global attention: {policy}, mean density" in outcome.out
+
+
 def test_quiet_without_verbose_and_talkative_with_it(
     command: Command, photos: Path, tmp_path: Path
 ) -> None:
@@ -168,6 +183,11 @@ def test_broken_photos_come_with_the_flag_that_leaves_them_out(
             id="range",
         ),
         pytest.param(("--density", "0.3"), "have no effect", id="no_effect"),
+        pytest.param(
+            ("--attention", "paper-s50", "--mass", "0.9"),
+            "have no effect with `attention` paper-s50; set block-sparse.",
+            id="no_effect_on_preset",
+        ),
         pytest.param(("--attention", "block-sparse"), "density", id="nothing_set"),
         pytest.param(("--long-side", "100"), "must be a multiple of the patch size", id="multiple"),
         pytest.param(("--max-points", "many"), "max-points", id="type"),
