@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -20,6 +20,8 @@ from nerfstudio.plugins.registry_dataparser import discover_dataparsers
 from ns_sparseattn.nerfstudio import scene_cache
 from ns_sparseattn.nerfstudio.dataparser import SparseVGGTDataParserConfig, process_options
 from ns_sparseattn.nerfstudio.scene_cache import CACHE_FOLDER
+from ns_sparseattn.options import FrameOptions, SceneOptions
+from ns_sparseattn.pipeline import AttentionOptions, ProcessOptions
 from ns_sparseattn.testing.photos import draw_view, write_photo
 
 from .conftest import write_views
@@ -154,6 +156,19 @@ def test_every_own_option_reaches_the_pipeline(tmp_path: Path) -> None:
     for name, value in settings.items():
         assert value != getattr(default, name)
         assert f"{'masks' if name == 'photo_masks' else name}={value!r}" in reached
+
+
+def test_choices_and_defaults_are_those_of_the_pipeline(tmp_path: Path) -> None:
+    # The parser's module may not import the pipeline, so it repeats them.
+    ours = get_type_hints(SparseVGGTDataParserConfig)
+    for name, owner in (
+        ("attention", AttentionOptions),
+        ("resize", FrameOptions),
+        ("camera_mode", SceneOptions),
+    ):
+        assert get_args(ours[name]) == get_args(get_type_hints(owner)[name])
+    defaults = process_options(SparseVGGTDataParserConfig(data=tmp_path))
+    assert defaults == ProcessOptions(data=tmp_path, output_dir=Path())
 
 
 def test_config_survives_the_file_that_nerfstudio_writes(tmp_path: Path) -> None:
