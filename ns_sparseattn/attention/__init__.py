@@ -13,6 +13,7 @@ from .dense import dense_attention
 from .layout import BLOCK_K, BLOCK_Q, TokenLayout
 from .plan import AttentionPlan, BlockSparsePolicy, DensePolicy, LayerPolicy, PaperPolicy
 from .recording import record_block_maps
+from .retrofit import Retrofit, RetrofitReport, sparsify
 from .run import AttentionRun
 from .selection import select_blocks
 from .stats import LayerStats
@@ -29,9 +30,12 @@ __all__ = [
     "LayerPolicy",
     "LayerStats",
     "PaperPolicy",
+    "Retrofit",
+    "RetrofitReport",
     "TokenLayout",
     "block_sparse_attention",
     "dense_attention",
     "record_block_maps",
     "select_blocks",
+    "sparsify",
 ]

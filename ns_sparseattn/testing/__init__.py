@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Golden files, synthetic scenes and awkward photos: code that tests and the demo share."""
+"""Golden files, synthetic scenes, awkward photos, look-alike models: code of tests and demo."""

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -89,6 +91,6 @@ def test_special_tokens_are_seen_at_the_lowest_density(tokens: TokenLayout) -> N
     ],
 )
 def test_impossible_layouts_are_refused(sizes: dict[str, int], message: str) -> None:
-    good = {"num_frames": 1, "num_special": 0, "grid_height": 1, "grid_width": 1}
+    good = TokenLayout(num_frames=1, num_special=0, grid_height=1, grid_width=1)
     with pytest.raises(ValueError, match=message):
-        TokenLayout(**{**good, **sizes})
+        replace(good, **sizes)
