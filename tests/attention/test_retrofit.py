@@ -22,11 +22,8 @@ from ns_sparseattn.attention import (
     TokenLayout,
     sparsify,
 )
-from ns_sparseattn.attention.retrofit.call_layout import layout_of_call
-from ns_sparseattn.models import VGGT, VGGTConfig
 from ns_sparseattn.testing.lookalikes import (
     MapAnythingLookalike,
-    MultiViewInput,
     Pi3Lookalike,
     VggtAttention,
     VggtLookalike,
@@ -445,52 +442,6 @@ def test_a_given_layout_must_fit(case: Case) -> None:
         model(case.prepare(images()))
 
 
-class CarrierLike(nn.Module):
-    """States what it is told to state."""
-
-    def __init__(self, **stated: Any) -> None:
-        super().__init__()
-        vars(self).update(stated)
-
-
-@pytest.mark.parametrize(
-    "stated",
-    [
-        {"patch_start_idx": 3},
-        {"camera_token": torch.zeros(1, 2, 1, 8), "register_token": torch.zeros(1, 2, 2, 8)},
-        {"register_token": torch.zeros(1, 1, 3, 8)},
-    ],
-    ids=["start", "camera-and-registers", "registers"],
-)
-def test_special_tokens_are_counted_as_the_model_states_them(stated: dict[str, Any]) -> None:
-    layout = layout_of_call(CarrierLike(patch_size=14, **stated), [None, images(2, 4), True])
-    assert layout == TokenLayout(
-        num_frames=4, num_special=3, grid_height=GRID[0], grid_width=GRID[1]
-    )
-
-
-@pytest.mark.parametrize(
-    ("stated", "reason"),
-    [
-        ({"patch_start_idx": 5}, "does not state a `patch_size`"),
-        ({"patch_start_idx": 5, "patch_size": 15}, "do not divide into patches of 15"),
-        ({"patch_size": 14}, "states neither `patch_start_idx` nor camera and register tokens"),
-    ],
-)
-def test_a_model_that_says_too_little(stated: dict[str, Any], reason: str) -> None:
-    problem = layout_of_call(CarrierLike(**stated), [images()])
-    assert isinstance(problem, str)
-    assert reason in problem
-
-
-@pytest.mark.parametrize("num_images", [0, 2])
-def test_a_call_without_images_or_with_two_is_unclear(num_images: int) -> None:
-    values = [images()[0], *[images()] * num_images]
-    problem = layout_of_call(CarrierLike(patch_size=14, patch_start_idx=5), values)
-    assert isinstance(problem, str)
-    assert f"{num_images} tensors of shape [B, F, 3, H, W], not with one" in problem
-
-
 def test_a_model_that_states_a_wrong_number_runs_dense() -> None:
     case = CASES["vggt"]
     model, inputs = case.model(), case.prepare(images())
@@ -509,28 +460,6 @@ def test_a_model_that_states_a_wrong_number_runs_dense() -> None:
     assert stats.skipped[0] == (
         f"{case.names[0]} runs as before: it has 416 tokens, and the call's 4 frames make 412."
     )
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"features": "none"}, "no list of tensors"),
-        ({"features": []}, "not called with features of one shape"),
-        ({"additional_input_tokens": torch.zeros(1, 2)}, "no tensors [B, C, T]"),
-        (
-            {"additional_input_tokens_per_view": [torch.zeros(1, 64, 1), torch.zeros(1, 64, 2)]},
-            "different numbers of extra tokens",
-        ),
-    ],
-)
-def test_odd_inputs_of_a_multi_view_transformer(change: dict[str, Any], reason: str) -> None:
-    good: dict[str, Any] = {"features": [torch.zeros(1, 64, 2, 3)] * 2}
-    assert layout_of_call(nn.Identity(), [MultiViewInput(**good)]) == TokenLayout(
-        num_frames=2, num_special=0, grid_height=2, grid_width=3, is_special_last=True
-    )
-    problem = layout_of_call(nn.Identity(), [MultiViewInput(**(good | change))])
-    assert isinstance(problem, str)
-    assert reason in problem
 
 
 @pytest.mark.parametrize(
@@ -596,51 +525,3 @@ def test_keyword_arguments_reach_the_model() -> None:
         by_keyword = model(imgs=x, depths=torch.zeros(1, 4, *x.shape[-2:]))
     assert same(by_keyword, by_position)
     assert stats.taken == CASES["pi3"].names
-
-
-# Models of this package.
-
-
-def own_model() -> VGGT:
-    torch.manual_seed(0)
-    model = VGGT(VGGTConfig.small()).eval()
-    for parameter in model.parameters():
-        parameter.add_(torch.randn_like(parameter), alpha=0.05)
-    return model
-
-
-def test_own_model_takes_the_plan_itself() -> None:
-    model, x = own_model(), images(num_frames=6)
-    dense, state = model(x), state_of(model)
-    expected = model(x, plan=HALF)
-    with sparsify(model, HALF) as stats:
-        out = model(x)
-    assert out.depth is not None
-    assert dense.depth is not None
-    assert expected.depth is not None
-    assert torch.equal(out.depth, expected.depth)
-    assert not torch.equal(out.depth, dense.depth)
-    assert stats.taken == tuple(f"aggregator.global_blocks.{i}.attn" for i in range(4))
-    assert stats.skipped == ()
-    assert [layer.policy for layer in stats.layers] == ["block-sparse (density 0.5)"] * 4
-    assert all(layer.time_ms > 0 for layer in stats.layers)
-    assert state_of(model) == state
-
-
-def test_own_model_nested_and_with_a_plan_of_the_call() -> None:
-    model, x = own_model(), images(num_frames=2)
-    with sparsify(model, HALF) as outer, sparsify(model, AttentionPlan.dense()) as inner:
-        model.predict(x[0])
-        assert outer.layers == ()
-        assert {layer.policy for layer in inner.layers} == {"dense"}
-        model(x, plan=AttentionPlan.block_sparse(density=0.25), heads=())
-        assert {layer.policy for layer in inner.layers} == {"block-sparse (density 0.25)"}
-
-
-def test_own_model_knows_its_layout() -> None:
-    tokens = TokenLayout(num_frames=1, num_special=5, grid_height=1, grid_width=1)
-    with (
-        pytest.raises(ValueError, match="must not be given for VGGT, which knows"),
-        sparsify(own_model(), HALF, tokens=tokens),
-    ):
-        pass

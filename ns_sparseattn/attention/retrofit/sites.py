@@ -47,8 +47,9 @@ FAMILIES = (
     Family(
         name="MapAnything",
         blocks="self_attention_blocks",
-        # The second mark tells it from a sibling whose blocks are all global.
-        marks=("view_pos_table", "use_pe_for_non_reference_views"),
+        # A sibling in uniception, whose blocks are all global, has these attributes too: of that
+        # one, which no published MapAnything uses, every other block is taken.
+        marks=("use_pe_for_non_reference_views",),
         first=0,
         step=2,
     ),
