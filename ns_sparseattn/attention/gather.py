@@ -10,14 +10,16 @@ queries of a block, ``T`` keys of a block, ``D`` head size.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .block_map import BlockMap
 
-_SCORES_PER_BATCH = 1 << 23
-"""Scores held at once: 32 MiB in float32, which stays near the caches of a CPU and fills a GPU."""
+_SCORES_PER_BATCH = {"cpu": 1 << 19, "cuda": 1 << 24}
+"""Scores held at once: 2 MiB in float32, a core's cache, on a CPU; enough to fill a GPU there."""
 
 
 def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
@@ -54,27 +56,19 @@ def run(
         device=q.device,
     )
     lse = torch.full(out.shape[:4], float("nan"), dtype=accumulate, device=q.device)
-    all_blocks = torch.arange(block_map.num_k_blocks, device=q.device)
-    sinks = all_blocks[block_map.num_listed_k_blocks :]
-    num_listed = block_map.num_listed_q_blocks
-    counts = block_map.counts
     for b in range(batch):
         every_key_exists = bool(exists[b].all())
         for h in range(heads):
-            head = (q_blocks[b, h], k_blocks[b, h], v_blocks[b, h])
-            first_row = (b * heads + h) * num_listed
-            order = torch.argsort(counts[b, h], stable=True)
-            for rows in _batches_of_rows(order, counts[b, h], len(sinks), block_q * block_k):
-                columns, listed = _pad_lists(block_map, first_row, rows, sinks)
-                keep = exists[b][columns] & listed[..., None]  # [R, L, T]
-                bias = None if every_key_exists and bool(listed.all()) else keep
-                out[b, h, rows], lse[b, h, rows] = _attend(*head, rows, columns, bias, accumulate)
-            for row in range(num_listed, block_map.num_q_blocks):
-                rows = torch.tensor([row], device=q.device)
-                keep = None if every_key_exists else exists[b][None]
-                out[b, h, rows], lse[b, h, rows] = _attend(
-                    *head, rows, all_blocks[None], keep, accumulate
-                )
+            # Converted before the gather, which repeats blocks.
+            q_head, k_head, v_head = (
+                x[b, h].to(accumulate) for x in (q_blocks, k_blocks, v_blocks)
+            )
+            for rows, columns, listed in _batches(block_map, b, h):
+                keep = None
+                if not (every_key_exists and bool(listed.all())):
+                    keep = exists[b][columns] & listed[..., None]  # [R, L, T]
+                attended, lse[b, h, rows] = _attend(q_head, k_head, v_head, rows, columns, keep)
+                out[b, h, rows] = attended.to(q.dtype)
     out = out.reshape(batch, heads, -1, head_size)[:, :, :num_q]
     return out, lse.reshape(batch, heads, -1)[:, :, :num_q]
 
@@ -86,27 +80,24 @@ def _attend(
     rows: Tensor,  # [R]
     columns: Tensor,  # [R, L]
     keep: Tensor | None,  # [R, L, T] bool
-    accumulate: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Attend with some query blocks; return output ``[R, M, D]`` and log-sum-exp ``[R, M]``."""
-    head_size = q_blocks.shape[-1]
     if columns.shape[1] == 0:
         out = q_blocks.new_zeros(len(rows), *q_blocks.shape[1:])
-        return out, out.new_full(out.shape[:2], float("-inf"), dtype=accumulate)
-    q = q_blocks[rows].to(accumulate)
-    k = k_blocks[columns].flatten(1, 2).to(accumulate)  # [R, L * T, D]
-    v = v_blocks[columns].flatten(1, 2).to(accumulate)
-    scores = torch.bmm(q * head_size**-0.5, k.transpose(1, 2))  # [R, M, L * T]
+        return out, out.new_full(out.shape[:2], float("-inf"))
+    k = k_blocks[columns].flatten(1, 2)  # [R, L * T, D]
+    v = v_blocks[columns].flatten(1, 2)
+    scores = torch.bmm(q_blocks[rows] * q_blocks.shape[-1] ** -0.5, k.transpose(1, 2))
     if keep is not None:
-        scores = scores.masked_fill(~keep.flatten(1)[:, None], float("-inf"))
+        scores.masked_fill_(~keep.flatten(1)[:, None], float("-inf"))
     peak = scores.amax(-1, keepdim=True)
     # A query without any key has a peak of minus infinity; zero keeps its weights at zero instead
     # of NaN.
     peak = peak.masked_fill(peak.isneginf(), 0.0)
-    weights = torch.exp(scores - peak)
+    weights = scores.sub_(peak).exp_()
     total = weights.sum(-1, keepdim=True)
-    out = torch.bmm(weights, v) / total.clamp_min(torch.finfo(accumulate).tiny)
-    return out.to(q_blocks.dtype), (peak + total.log()).squeeze(-1)
+    out = torch.bmm(weights, v) / total.clamp_min(torch.finfo(total.dtype).tiny)
+    return out, (peak + total.log()).squeeze(-1)
 
 
 def _to_blocks(tokens: Tensor, num_blocks: int, block: int) -> Tensor:
@@ -125,22 +116,38 @@ def _key_exists(
     return padded.reshape(batch, block_map.num_k_blocks, block_map.block_k)
 
 
-def _batches_of_rows(
-    order: Tensor,  # [R] rows by ascending list length
-    counts: Tensor,  # [R]
-    num_sinks: int,
-    scores_per_entry: int,
-) -> list[Tensor]:
-    """Split rows into batches of at most `_SCORES_PER_BATCH` scores, padding included."""
-    lengths = (counts[order] + num_sinks).tolist()
-    batches, start = [], 0
-    for end in range(1, len(lengths) + 1):
+def _batches(
+    block_map: BlockMap, batch_slot: int, head: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield all rows of a head in batches of at most `_SCORES_PER_BATCH` scores, one row at least.
+
+    Yields:
+        Rows ``[R]``, their key blocks ``[R, L]`` padded to one length, and which of those are real
+        ``[R, L]``.
+    """
+    device = block_map.columns.device
+    all_blocks = torch.arange(block_map.num_k_blocks, device=device)
+    sinks = all_blocks[block_map.num_listed_k_blocks :]
+    limit = _SCORES_PER_BATCH.get(device.type, _SCORES_PER_BATCH["cuda"])
+    scores_per_entry = block_map.block_q * block_map.block_k
+    first_row = (batch_slot * block_map.num_heads + head) * block_map.num_listed_q_blocks
+    lengths, order = (block_map.counts[batch_slot, head] + len(sinks)).sort(stable=True)
+    ascending = lengths.tolist()
+    start = 0
+    for end in range(1, len(ascending) + 1):
         # Lengths ascend, so the next row's list is the longest of a batch that would include it.
-        is_last = end == len(lengths)
-        if is_last or (end + 1 - start) * lengths[end] * scores_per_entry > _SCORES_PER_BATCH:
-            batches.append(order[start:end])
+        is_last = end == len(ascending)
+        if is_last or (end + 1 - start) * ascending[end] * scores_per_entry > limit:
+            rows = order[start:end]
+            yield rows, *_pad_lists(block_map, first_row, rows, sinks)
             start = end
-    return batches
+    for row in range(block_map.num_listed_q_blocks, block_map.num_q_blocks):
+        columns = all_blocks[None]
+        yield (
+            torch.tensor([row], device=device),
+            columns,
+            torch.ones_like(columns, dtype=torch.bool),
+        )
 
 
 def _pad_lists(
