@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -27,12 +27,23 @@ class Process(ProcessOptions):
         run_process(self, verbose=self.verbose)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Arguments:
+    """Photos in, camera poses and points out, for nerfstudio."""
+
+    command: (
+        Annotated[Process, tyro.conf.subcommand("process")]
+        | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+    )
+    """What to do."""
+
+
 def main() -> None:
     """Parse the command line and run the command."""
-    command = tyro.extras.subcommand_cli_from_dict(
-        {"process": Process, "doctor": Doctor},
+    # Not the bare union of commands: tyro wraps that in a class whose name its errors then show.
+    arguments = tyro.cli(
+        _Arguments,
         prog="ns-sparseattn",
-        description="Photos in, camera poses and points out, for nerfstudio.",
-        config=(tyro.conf.OmitArgPrefixes,),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
-    command.main()
+    arguments.command.main()

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import Suppress
 
 ResizeRule = Literal["fit", "crop", "pad"]
 CameraMode = Literal["auto", "single", "per-folder", "per-image"]
@@ -37,8 +39,9 @@ class FrameOptions:
     square."""
     long_side: int = 518
     """Longest side of the network's input, pixels. VGGT was trained at 518."""
-    patch_size: int = 14
-    """Both sides of the network's input are multiples of this, pixels."""
+    patch_size: Annotated[int, Suppress] = 14
+    """Both sides of the network's input are multiples of this, pixels. A property of the model, and
+    therefore no flag of the command line."""
 
     def __post_init__(self) -> None:
         check_range("long_side", self.long_side, self.patch_size, 8192, unit=" pixels")

@@ -193,6 +193,8 @@ def test_broken_photos_come_with_the_flag_that_leaves_them_out(
         pytest.param(("--max-points", "many"), "max-points", id="type"),
         pytest.param(("--camera-mode", "guess"), "camera-mode", id="choice"),
         pytest.param(("--no-such-flag",), "no-such-flag", id="unknown"),
+        # The model's property, not the user's choice.
+        pytest.param(("--patch-size", "14"), "patch-size", id="patch_size"),
     ],
 )
 def test_unusable_command_line_is_2(
@@ -201,6 +203,7 @@ def test_unusable_command_line_is_2(
     outcome = command(*process(photos, tmp_path / "scene"), *arguments)
     assert outcome.code == 2
     assert words in outcome.out + outcome.err
+    assert "dummy" not in outcome.err
     assert "Traceback" not in outcome.err
     assert set(tmp_path.iterdir()) == {photos}
 
