@@ -135,11 +135,23 @@ def write_photo(
     exif = Image.Exif() if exif is None else exif
     if orientation is not None:
         exif[ExifTags.Base.Orientation] = orientation
-        if orientation in _STORE:
-            image = image.transpose(_STORE[orientation])
+        image = as_stored(image, orientation)
     # The content decides the format, so that a suffix may lie.
     _WRITERS[kind](path, image, exif)
     return path
+
+
+def as_stored(image: Image.Image, orientation: int) -> Image.Image:
+    """Return an upright photo as a camera stores it under an EXIF orientation.
+
+    Args:
+        image: Upright photo.
+        orientation: 2 to 8 turn or mirror the pixels; all others leave them as they are.
+
+    Returns:
+        The stored photo, which may be `image` itself.
+    """
+    return image.transpose(_STORE[orientation]) if orientation in _STORE else image
 
 
 def camera_exif(

@@ -14,19 +14,8 @@ from ...frames.exif import FULL_FRAME_DIAGONAL_MM
 from ...frames.resize import common_size, plan_resize, resize_image
 from ...frames.types import ExifCamera, Frame, Frames
 from ...options import ResizeRule
+from ..photos import as_stored
 from .scenes import SyntheticScene, View
-
-_STORE = {
-    1: None,
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-"""What is done to an upright photo before it is stored under each EXIF orientation."""
 
 
 def write_photos(
@@ -56,8 +45,7 @@ def write_photos(
         path = folder / view.name
         path.parent.mkdir(parents=True, exist_ok=True)
         image = _to_image(scene, view)
-        turn = _STORE[orientation]
-        stored = image if turn is None else image.transpose(turn)
+        stored = as_stored(image, orientation)
         exif = _exif(view, orientation, has_exif_focal)
         # No chroma subsampling: feature matching and colours deserve the picture as it was
         # rendered.
