@@ -39,7 +39,6 @@ WEIGHTS: dict[str, WeightSet] = {
             licence="VGGT License (commercial)",
             licence_summary="Commercial use is allowed, military use is not; gated.",
             commercial_use=True,
-            is_gated=True,
         ),
     )
 }

@@ -30,10 +30,6 @@ class WeightSet:
     """What the licence means for a user, and how that is known."""
     commercial_use: bool
     """Whether the licence allows commercial use."""
-    is_gated: bool = False
-    """Whether the licence must be accepted on the hub before the download."""
-    sha256: str | None = None
-    """Checksum of the file, where known."""
 
 
 @dataclass(frozen=True, kw_only=True)
