@@ -140,7 +140,7 @@ def process(options: ProcessOptions, *, progress: Progress | None = None) -> Pro
 
     Raises:
         ValueError: If an option, a photo or the weights are unusable; the message says which and
-        what to do.
+            what to do.
         ReconstructionError: If a stage cannot go on.
     """
     device = options.weights.resolve_device()

@@ -97,8 +97,7 @@ class BlockMap:
 
         Args:
             mask: ``[B, H, NQ, NK]``, true where a block pair is computed. Entries of the full rows
-            and the sink
-                columns are not read: they count as true.
+                and the sink columns are not read: they count as true.
             block_q: Tokens of a query block.
             block_k: Tokens of a key block.
             num_full_q_blocks: Trailing query blocks that attend to everything.
@@ -188,9 +187,8 @@ class BlockMap:
             num_q: Query tokens.
             num_k: Key tokens.
             key_mask: ``[B, Nk]`` booleans, true where a key exists. Keys that do not exist count in
-            neither
-                numerator nor denominator; with padding shared by queries and keys, pass the padded
-                counts.
+                neither numerator nor denominator; with padding shared by queries and keys, pass
+                the padded counts.
 
         Returns:
             A number in [0, 1]; 1 if there is no pair at all.

@@ -124,7 +124,7 @@ class AttentionPlan:
 
         Args:
             density: Share of the key blocks that every query block keeps, or keeps at most if
-            `mass` is given.
+                `mass` is given.
             mass: Share of the pooled softmax to reach.
 
         Raises:

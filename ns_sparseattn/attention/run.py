@@ -65,7 +65,7 @@ class AttentionRun:
         Args:
             layer: Index among the model's global layers, from 0.
             q: ``[B, H, N, D]``, after q/k norm and positional encoding, tokens in the model's own
-            order.
+                order.
             k: ``[B, H, N, D]``, likewise.
             v: ``[B, H, N, D]``.
 

@@ -2,9 +2,8 @@
 """COLMAP models: write a `Scene` with pycolmap, and read one back.
 
 Ids: cameras and images keep theirs, point ``i`` of the scene gets id ``i + 1``, and every camera is
-    a rig of its own
-with one frame per image. The 2-D points of an image are its observations in the order of the
-points.
+a rig of its own with one frame per image. The 2-D points of an image are its observations in the
+order of the points.
 
 Axes: ``P`` points, ``O`` observations, ``I`` images.
 """

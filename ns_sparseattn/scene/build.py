@@ -59,8 +59,7 @@ def build_scene(
 
     Raises:
         ValueError: If prediction and frames do not belong together, or photos of different sizes
-        shall share a
-            camera, or a photo has changed on disk.
+            shall share a camera, or a photo has changed on disk.
         ReconstructionError: If no frame has a usable pose, or no pixel a usable depth.
 
     Example:
