@@ -130,11 +130,12 @@ def show_process(
     set_up_logging(verbose=verbose)
     with stage_progress() as progress:
         result = process(options, progress=progress)
-    _print_summary(result, shows_next=shows_next)
+    parser = () if options.eval_data is not None else _parser_for(len(result.scene.images))
+    _print_summary(result, parser, shows_next=shows_next)
     return result
 
 
-def _print_summary(result: ProcessResult, *, shows_next: bool) -> None:
+def _print_summary(result: ProcessResult, parser: tuple[str, ...], *, shows_next: bool) -> None:
     """Print what was made and which command comes next, on standard output."""
     out = Console(file=sys.stdout)
     built, weights = result.scene, result.weights
@@ -159,14 +160,14 @@ def _print_summary(result: ProcessResult, *, shows_next: bool) -> None:
         )
     lines += [f"Note: {note}" for note in result.notes]
     if shows_next:
-        command = result.folder.train_command(parser=_parser_for(len(built.images)))
+        command = result.folder.train_command(parser=parser)
         lines += [f"Scene: {result.folder.root}", f"Next: {command}"]
     for line in lines:
         out.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _parser_for(num_images: int) -> tuple[str, ...]:
-    """Return the dataparser options that training needs.
+    """Return the dataparser options that training needs if the scene has no split of its own.
 
     By default nerfstudio keeps every tenth image for evaluation, fails without any, and divides by
     the extent of the cameras.

@@ -107,6 +107,9 @@ class ProcessOptions:
     """Folder of photos (sub-folders included), or one photo."""
     output_dir: Path
     """Folder to write the scene to; must not exist yet, or be empty, unless `overwrite` is set."""
+    eval_data: Path | None = None
+    """Second folder of photos, posed together with the first but kept for evaluation instead of
+    training. Names in the scene then begin with train/ and eval/, and so must those of masks."""
     weights: WeightsOptions = field(default_factory=WeightsOptions)
     attention: AttentionOptions = field(default_factory=AttentionOptions)
     inference: InferenceOptions = field(default_factory=InferenceOptions)
@@ -144,10 +147,13 @@ def process(options: ProcessOptions, *, progress: Progress | None = None) -> Pro
         ReconstructionError: If a stage cannot go on.
     """
     device = options.weights.resolve_device()
-    export.check_output(options.output_dir, options.data, options.export)
+    for source in filter(None, (options.data, options.eval_data)):
+        export.check_output(options.output_dir, source, options.export)
     before, after = StageRecorder(device, progress), StageRecorder(device, progress)
     with before.stage("load photos") as report:
-        photos = frames.load(options.data, options.frames, progress=report)
+        photos = frames.load(
+            options.data, options.frames, eval_data=options.eval_data, progress=report
+        )
     with before.stage("load weights", 1) as report:
         model, weights = load_vggt(
             options.weights.weights, commercial=options.weights.commercial, device=device

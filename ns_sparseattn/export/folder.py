@@ -240,7 +240,13 @@ def _write_nerfstudio(scene: Scene, folder: Path, photos: Sequence[PlannedPhoto]
     image_paths = {name.image: f"images/{name.flat_image}" for name in names}
     mask_paths = {name.image: f"masks/{name.flat_mask}" for name in names}
     with_masks = has_masks([photo.frame for photo in photos])
-    write_nerfstudio(scene, folder, image_paths, mask_paths if with_masks else None)
+    write_nerfstudio(
+        scene,
+        folder,
+        image_paths,
+        mask_paths if with_masks else None,
+        eval_names={photo.names.image for photo in photos if photo.frame.is_eval},
+    )
 
 
 def _facts(

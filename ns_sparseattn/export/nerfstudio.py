@@ -12,7 +12,7 @@ Axes: ``P`` points.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,10 @@ APPLIED_TRANSFORM = ((1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, -1.0, 0.0
 
 PLY_NAME = "sparse_pc.ply"
 TRANSFORMS_NAME = "transforms.json"
+
+_EVAL_LISTS = ("test_list.txt", "val_list.txt", "validation_list.txt")
+"""Names under which the ``colmap`` parser looks for the photos to evaluate on; 1.1.5 reads the
+second where it announces the third."""
 
 _PLY_HEADER = """ply
 format ascii 1.0
@@ -57,6 +61,8 @@ def transforms(
     scene: Scene,
     image_paths: Mapping[str, str],
     mask_paths: Mapping[str, str] | None = None,
+    *,
+    eval_names: Collection[str] = (),
 ) -> dict[str, object]:
     """Return the content of ``transforms.json``.
 
@@ -65,6 +71,7 @@ def transforms(
         image_paths: Path of each image relative to the file, by image name. nerfstudio finds
             smaller copies by the last part of the path alone, which must therefore be unique.
         mask_paths: The same for masks; ``None`` without masks.
+        eval_names: Names of the images to evaluate on; without any, the parser splits as it likes.
 
     Returns:
         A mapping for JSON. Intrinsics stand at the top if all images share one camera, else with
@@ -86,8 +93,14 @@ def transforms(
             frame.update(_intrinsics(cameras[image.camera_id]))
         frames.append(frame)
     shared = _intrinsics(cameras[scene.images[0].camera_id]) if is_shared else {}
+    train, held_out = _split(scene, eval_names)
+    splits = {"train": train, "val": held_out, "test": held_out} if eval_names else {}
     return {
         **shared,
+        **{
+            f"{split}_filenames": [image_paths[name] for name in names]
+            for split, names in splits.items()
+        },
         # The parser reads the kind of camera at the top only; all of ours are this kind.
         "camera_model": "OPENCV",
         "frames": frames,
@@ -101,8 +114,10 @@ def write_nerfstudio(
     folder: Path,
     image_paths: Mapping[str, str],
     mask_paths: Mapping[str, str] | None = None,
+    *,
+    eval_names: Collection[str] = (),
 ) -> None:
-    """Write ``transforms.json`` and ``sparse_pc.ply``.
+    """Write ``transforms.json`` and ``sparse_pc.ply``, and lists of photos if there is a split.
 
     The point file is written and named even when it has no points: without the entry nerfstudio
     asks a question on the terminal.
@@ -112,9 +127,26 @@ def write_nerfstudio(
         folder: Where both files go.
         image_paths: See `transforms`.
         mask_paths: See `transforms`.
+        eval_names: See `transforms`; the ``colmap`` parser reads the same split from text files.
     """
-    write_json(folder / TRANSFORMS_NAME, transforms(scene, image_paths, mask_paths))
+    content = transforms(scene, image_paths, mask_paths, eval_names=eval_names)
+    write_json(folder / TRANSFORMS_NAME, content)
     (folder / PLY_NAME).write_bytes(_ply(scene.points))
+    if eval_names:
+        train, held_out = _split(scene, eval_names)
+        for name in ("train_list.txt", *_EVAL_LISTS):
+            lines = held_out if name in _EVAL_LISTS else train
+            text = "".join(f"{line}\n" for line in lines)
+            (folder / name).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _split(scene: Scene, eval_names: Collection[str]) -> tuple[list[str], list[str]]:
+    """Return the names of the images to train on, and of those to evaluate on."""
+    names = [image.name for image in scene.images]
+    return (
+        [name for name in names if name not in eval_names],
+        [name for name in names if name in eval_names],
+    )
 
 
 def _ply(points: Points) -> bytes:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .types import SkippedFile
@@ -88,11 +88,13 @@ class PhotoFile:
     name: str
     """POSIX path relative to the folder given."""
     path: Path
+    is_eval: bool = False
+    """Whether it is kept for evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoundFiles:
-    """What a path holds, both in natural order of the names."""
+    """What a path holds, both in natural order of the names, photos for evaluation last."""
 
     photos: tuple[PhotoFile, ...]
     skipped: tuple[SkippedFile, ...]
@@ -113,12 +115,17 @@ def natural_key(name: str) -> tuple[tuple[tuple[str | int, ...], ...], str]:
 
 
 def find_photos(
-    source: Path | str | Sequence[Path | str], *, exclude: Path | None = None
+    source: Path | str | Sequence[Path | str],
+    *,
+    eval_data: Path | str | None = None,
+    exclude: Path | None = None,
 ) -> FoundFiles:
     """Find all photos of a folder (recursively), of a list of files, or of a single file.
 
     Args:
         source: What the user gave.
+        eval_data: Folder or file of the photos to evaluate on. Names then begin with ``train/`` or
+            ``eval/``. It may lie in `source`, and is left out there.
         exclude: A folder below `source` to leave out, such as that of the masks.
 
     Returns:
@@ -126,20 +133,30 @@ def find_photos(
         photos are listed.
 
     Raises:
-        ValueError: If there is no photo, in one sentence.
+        ValueError: If there is no photo, or one is to be trained and evaluated on, in one sentence.
     """
-    if isinstance(source, (str, Path)):
-        path = Path(source)
-        if path.is_dir():
-            return _find_in_folder(path, exclude)
-        return _find_in_list([path])
-    paths = [Path(path) for path in source]
-    if not paths:
-        raise ValueError("The list of photos is empty.")
-    return _find_in_list(paths)
+    left_out = [] if exclude is None else [exclude]
+    if eval_data is None:
+        return _find(source, left_out)
+    sources = [Path(source)] if isinstance(source, (str, Path)) else []
+    if any(os.path.realpath(path) == os.path.realpath(eval_data) for path in sources):
+        raise ValueError(f"`eval_data` must not be the photos to train on, got {eval_data} twice.")
+    train = _find(source, [*left_out, Path(eval_data)])
+    held_out = _find(eval_data, [*left_out, *sources])
+    train_paths = {os.path.realpath(photo.path) for photo in train.photos}
+    for photo in held_out.photos:
+        if os.path.realpath(photo.path) in train_paths:
+            raise ValueError(f"{photo.path} must be trained or evaluated on, not both.")
+    return FoundFiles(
+        photos=(
+            *(replace(photo, name=f"train/{photo.name}") for photo in train.photos),
+            *(replace(photo, name=f"eval/{photo.name}", is_eval=True) for photo in held_out.photos),
+        ),
+        skipped=(*train.skipped, *held_out.skipped),
+    )
 
 
-def list_files(folder: Path, *, exclude: Path | None = None) -> list[PhotoFile]:
+def list_files(folder: Path, *, exclude: Collection[Path] = ()) -> list[PhotoFile]:
     """List all visible files below a folder in natural order; links are followed, each folder once.
 
     Raises:
@@ -147,11 +164,11 @@ def list_files(folder: Path, *, exclude: Path | None = None) -> list[PhotoFile]:
     """
     files: list[PhotoFile] = []
     visited: set[tuple[int, int]] = set()
-    excluded = _identity(exclude) if exclude is not None and exclude.is_dir() else None
+    excluded = {_identity(path) for path in exclude if path.is_dir()}
 
     def visit(current: Path, prefix: str) -> None:
         identity = _identity(current)
-        if identity == excluded or identity in visited:
+        if identity in excluded or identity in visited:
             return
         visited.add(identity)
         try:
@@ -177,7 +194,17 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _find_in_folder(folder: Path, exclude: Path | None) -> FoundFiles:
+def _find(source: Path | str | Sequence[Path | str], exclude: Collection[Path]) -> FoundFiles:
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        return _find_in_folder(path, exclude) if path.is_dir() else _find_in_list([path])
+    paths = [Path(path) for path in source]
+    if not paths:
+        raise ValueError("The list of photos is empty.")
+    return _find_in_list(paths)
+
+
+def _find_in_folder(folder: Path, exclude: Collection[Path]) -> FoundFiles:
     files = list_files(folder, exclude=exclude)
     photos = [file for file in files if file.path.suffix.lower() in PHOTO_SUFFIXES]
     others = [file for file in files if file.path.suffix.lower() not in PHOTO_SUFFIXES]

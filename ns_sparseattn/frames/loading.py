@@ -39,6 +39,7 @@ def load(
     path: Path | str | Sequence[Path | str],
     options: FrameOptions = _DEFAULT_OPTIONS,
     *,
+    eval_data: Path | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Frames:
     """Load photos.
@@ -47,17 +48,20 @@ def load(
         path: A folder, searched with all its sub-folders; a list of files, named relative to their
             common folder; or one file.
         options: How photos are found and prepared.
+        eval_data: A folder or file of photos to evaluate on; names then begin with ``train/`` or
+            ``eval/``, those of masks likewise.
         progress: Called after each photo with the number of photos done and the number of all
             photos.
 
     Returns:
-        The photos in natural order of their names. A given input always gives the same result.
+        The photos in natural order of their names, those to evaluate on last. A given input always
+        gives the same result.
 
     Raises:
         BrokenPhotoError: If photos cannot be read and `options.skip_broken` is off; it names each.
         ValueError: If there are no photos, or the masks do not fit.
     """
-    found = find_photos(path, exclude=options.masks)
+    found = find_photos(path, eval_data=eval_data, exclude=options.masks)
     photos = found.photos
     mask_paths = {} if options.masks is None else match_masks(options.masks, photos)
 
@@ -84,6 +88,9 @@ def load(
             pool.shutdown(wait=True, cancel_futures=True)
 
     _judge_broken(broken, len(photos), options)
+    if eval_data is not None and len({item.frame.is_eval for item in prepared}) < 2:
+        missing = "train" if prepared[0].frame.is_eval else "evaluate"
+        raise ValueError(f"No photo to {missing} on can be read.")
     check_distinct_stems([item.frame for item in prepared])
     skipped = (
         *(SkippedFile(path=error.path, reason=error.reason) for error in broken),
@@ -119,6 +126,7 @@ def _prepare(photo: PhotoFile, mask_path: Path | None, options: FrameOptions) ->
         pixel_map=pixel_map,
         mask_path=mask_path,
         has_alpha=decoded.opaque is not None,
+        is_eval=photo.is_eval,
     )
     return _Prepared(
         frame=frame,

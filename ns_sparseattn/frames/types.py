@@ -32,7 +32,8 @@ class Frame:
     """One photo."""
 
     name: str
-    """POSIX path relative to the folder given, sub-folders kept; unique within a `Frames`."""
+    """POSIX path relative to the folder given, sub-folders kept; unique within a `Frames`. Behind
+    ``train/`` or ``eval/`` if there are photos to evaluate on."""
     path: Path
     """The file on disk."""
     size: Size
@@ -54,6 +55,8 @@ class Frame:
     """Mask file given by the user; black = ignore."""
     has_alpha: bool = False
     """Whether the photo has transparency that is not fully opaque; it then serves as a mask."""
+    is_eval: bool = False
+    """Whether the photo is posed but kept from training, to evaluate on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,10 @@ class SkippedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Frames:
-    """All photos of a scene, in natural order of their names, decoded at network resolution."""
+    """All photos of a scene, decoded at network resolution.
+
+    They stand in natural order of their names, those to evaluate on last.
+    """
 
     frames: tuple[Frame, ...]
     images: Tensor  # [F, 3, H, W] uint8

@@ -30,6 +30,8 @@ class SparseVGGTDataParserConfig(ColmapDataParserConfig):
     _target: Type = field(default_factory=lambda: SparseVGGTDataParser)  # noqa: UP006
     data: Path = Path()
     """Folder of photos."""
+    eval_data: Optional[Path] = None  # noqa: UP045
+    """Second folder of photos, kept for evaluation; without it, `eval_mode` splits the first."""
     cache_dir: Optional[Path] = None  # noqa: UP045
     """Where scenes are kept. By default .ns_sparseattn in the photos' folder, or the user's cache
     folder if that cannot be written."""
@@ -107,6 +109,7 @@ def process_options(config: SparseVGGTDataParserConfig) -> ProcessOptions:
     return ProcessOptions(
         data=config.data,
         output_dir=Path(),
+        eval_data=config.eval_data,
         weights=WeightsOptions(
             weights=config.weights, commercial=config.commercial, device=config.device
         ),

@@ -112,7 +112,9 @@ def _is_writable(folder: Path) -> bool:
 def _key(options: ProcessOptions, index_path: Path) -> str:
     """Return the name of a scene: a digest of version, options, and every file's name and bytes."""
     index = _HashIndex(index_path)
-    photos = find_photos(options.data, exclude=options.frames.masks).photos
+    photos = find_photos(
+        options.data, eval_data=options.eval_data, exclude=options.frames.masks
+    ).photos
     masks = {} if options.frames.masks is None else match_masks(options.frames.masks, photos)
     weights = local_weights(options.weights.weights)
     # Paths are left out: moved photos keep their scene. So is what changes nothing but speed and

@@ -99,6 +99,21 @@ def test_next_command_can_train_on_few_photos(
     assert expected in outcome.out
 
 
+def test_photos_to_evaluate_on_need_no_option_for_training(
+    command: Command, photos: Path, tmp_path: Path
+) -> None:
+    write_photo(tmp_path / "held/img_9.jpg", draw_view((96, 64), index=9))
+    arguments = process(photos, tmp_path / "scene", "--eval-data", str(tmp_path / "held"))
+    outcome = command(*arguments)
+    assert outcome.code == 0
+    assert "3 images posed" in outcome.out
+    assert f"Next: ns-train splatfacto --data {tmp_path / 'scene'}\n" in outcome.out
+    # The scene may lie in neither folder.
+    outcome = command(*process(photos, tmp_path / "held/scene", "--eval-data", f"{tmp_path}/held"))
+    assert outcome.code == 1
+    assert "must not lie in the folder of photos" in outcome.err
+
+
 @pytest.mark.parametrize(
     ("choice", "policy"),
     [

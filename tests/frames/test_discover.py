@@ -169,6 +169,33 @@ def test_impossible_sources_are_named(tmp_path: Path) -> None:
         find_photos([tmp_path / "raw.dng"])
 
 
+def test_photos_to_evaluate_on_come_last_under_names_of_their_own(tmp_path: Path) -> None:
+    _touch(tmp_path, "b.jpg", "a/1.jpg", "held/2.jpg", "held/10.jpg", "held/notes.txt")
+    found = find_photos(tmp_path, eval_data=tmp_path / "held")
+    assert [photo.name for photo in found.photos] == [
+        "train/a/1.jpg",
+        "train/b.jpg",
+        "eval/2.jpg",
+        "eval/10.jpg",
+    ]
+    assert [photo.is_eval for photo in found.photos] == [False, False, True, True]
+    assert [file.path.name for file in found.skipped] == ["notes.txt"]
+    # The other way round, and from a list and a file.
+    assert _names(tmp_path / "held", eval_data=tmp_path)[-2:] == ["eval/a/1.jpg", "eval/b.jpg"]
+    files = [tmp_path / "b.jpg", tmp_path / "held/2.jpg"]
+    assert _names(files[:1], eval_data=files[1]) == ["train/b.jpg", "eval/2.jpg"]
+
+
+def test_no_photo_is_both_trained_and_evaluated_on(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.jpg", "b.jpg")
+    with pytest.raises(ValueError, match="must not be the photos to train on"):
+        find_photos(tmp_path, eval_data=tmp_path / "x/..")
+    with pytest.raises(ValueError, match=r"a\.jpg must be trained or evaluated on, not both\.$"):
+        find_photos(tmp_path, eval_data=tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match="There is no file or folder"):
+        find_photos(tmp_path, eval_data=tmp_path / "gone")
+
+
 def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/\xff.jpg"
     try:

@@ -232,3 +232,18 @@ def test_real_hard_cases_load(case: str, shared: Path) -> None:
     loaded = frames.load(shared / "data" / "hard" / case / "images", options)
     assert (len(loaded), len(loaded.skipped)) == REAL_CASES[case]
     assert max(loaded.network_size) == 518
+
+
+def test_both_splits_need_a_photo(tmp_path: Path) -> None:
+    write_photo(tmp_path / "train/a.jpg")
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held/b.jpg").write_bytes(b"")
+    options = FrameOptions(long_side=56, skip_broken=True)
+    with pytest.raises(ValueError, match=r"No photo to evaluate on can be read\.$"):
+        frames.load(tmp_path / "train", options, eval_data=tmp_path / "held")
+    write_photo(tmp_path / "held/c.jpg")
+    loaded = frames.load(tmp_path / "train", options, eval_data=tmp_path / "held")
+    assert {frame.name: frame.is_eval for frame in loaded.frames} == {
+        "train/a.jpg": False,
+        "eval/c.jpg": True,
+    }

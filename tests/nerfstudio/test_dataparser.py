@@ -135,6 +135,7 @@ def test_bad_options_are_refused_before_anything_runs(tmp_path: Path) -> None:
 
 def test_every_own_option_reaches_the_pipeline(tmp_path: Path) -> None:
     settings: dict[str, Any] = {
+        "eval_data": tmp_path / "held",
         "weights": "seeded",
         "commercial": True,
         "device": "cpu",

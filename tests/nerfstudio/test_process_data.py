@@ -78,8 +78,9 @@ def test_help_lists_the_flags_that_nerfstudio_users_know(
 ) -> None:
     assert command("sparse-vggt", "--help") == 0
     shown = capsys.readouterr().out
-    for flag in ("--data", "--output-dir", "--verbose", "--num-downscales", "--camera-type"):
+    for flag in ("--data", "--output-dir", "--eval-data", "--verbose", "--num-downscales"):
         assert flag in shown
+    assert "--camera-type" in shown
 
 
 HELP = """
