@@ -10,11 +10,12 @@ with published ones; only what follows from plausible geometry (number of points
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
@@ -36,8 +37,8 @@ class Bench:
     """Weights, as the command takes them; seeded is the full-size network."""
     device: str = "cpu"
     """Device, as the command takes it."""
-    arguments: tuple[str, ...] = field(default=())
-    """Further arguments of the command."""
+    arguments: str = ""
+    """Further arguments of the command, as one string: ``--arguments "--attention paper-s50"``."""
 
     def main(self) -> None:
         """Run, print the row, append it."""
@@ -45,7 +46,8 @@ class Bench:
             scene = Path(folder) / "scene"
             command = [sys.executable, "-m", "ns_sparseattn", "process", "vggt"]
             command += ["--data", str(self.data), "--output-dir", str(scene)]
-            command += ["--weights", self.weights, "--device", self.device, *self.arguments]
+            command += ["--weights", self.weights, "--device", self.device]
+            command += shlex.split(self.arguments)
             start = time.perf_counter()
             subprocess.run(command, check=True)
             total_s = time.perf_counter() - start
@@ -56,7 +58,7 @@ class Bench:
             "num_photos": len(manifest["photos"]),
             "photo_size": [manifest["photos"][0]["width"], manifest["photos"][0]["height"]],
             "weights": self.weights,
-            "arguments": list(self.arguments),
+            "arguments": self.arguments,
             "total_s": round(total_s, 1),
             "stages_s": {s["name"]: round(s["time_ms"] / 1e3, 2) for s in manifest["stages"]},
             "peak_memory_gib": round(manifest["peak_memory_gib"], 2),
