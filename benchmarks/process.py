@@ -38,7 +38,7 @@ class Bench:
     device: str = "cpu"
     """Device, as the command takes it."""
     arguments: str = ""
-    """Further arguments of the command, as one string: ``--arguments "--attention paper-s50"``."""
+    """Further arguments of the command: ``--arguments="--attention paper-s50"``."""
 
     def main(self) -> None:
         """Run, print the row, append it."""
