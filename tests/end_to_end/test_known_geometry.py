@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ns_sparseattn.testing.synthetic import (
     SyntheticScene,
     exact_prediction,
     look_at,
+    make_plane,
     make_room,
     write_photos,
 )
@@ -70,6 +71,41 @@ def with_views(room: SyntheticScene, poses: list[Tensor]) -> SyntheticScene:
     return replace(room, views=tuple(views), _photos={})
 
 
+def observed_errors(written: WrittenScene, scene: SyntheticScene, image: Any) -> Tensor:
+    """Distance of each observation that was read back to where the true camera sees its point."""
+    view = scene.view(image.name)
+    observed = [point for point in image.points2D if point.has_point3D()]
+    xyz = np.stack([written.model.point3D(point.point3D_id).xyz for point in observed])
+    pixels = np.stack([point.xy for point in observed])
+    seen, depth = project(
+        transform_points(view.cam_from_world, torch.from_numpy(xyz)), view.intrinsics
+    )
+    assert float(depth.min()) > 0
+    return (seen - torch.from_numpy(pixels)).norm(dim=-1)
+
+
+@pytest.mark.parametrize(
+    ("size", "orientations"),
+    [
+        pytest.param((240, 180), (1,), id="landscape"),
+        pytest.param((180, 240), (1,), id="portrait"),
+        pytest.param([(240, 180), (180, 240), (200, 200)], (1,), id="mixed_sizes"),
+        pytest.param([(240, 180), (180, 240)], range(1, 9), id="exif_rotated"),
+    ],
+)
+def test_points_of_a_plane_come_back_where_the_true_cameras_see_them(
+    make_exact: Callable[..., WrittenScene], size: Any, orientations: Sequence[int]
+) -> None:
+    plane = make_plane(num_views=8, size=size, step_deg=3.0)
+    written = make_exact(plane, orientations=orientations)
+    assert written.sizes == {view.name: view.size for view in plane.views}
+    for image in written.model.images.values():
+        errors = observed_errors(written, plane, image)
+        assert len(errors) > 500
+        assert float(errors.max()) < 0.01
+    assert not written.result.notes
+
+
 def test_upright_rotated_portrait_and_landscape_photos_get_their_true_cameras_and_points(
     make_exact: Callable[..., WrittenScene],
 ) -> None:
@@ -82,16 +118,10 @@ def test_upright_rotated_portrait_and_landscape_photos_get_their_true_cameras_an
         torch.testing.assert_close(pose, view.cam_from_world, rtol=0, atol=1e-5)
         calibration = torch.from_numpy(image.camera.calibration_matrix())
         torch.testing.assert_close(calibration, view.intrinsics, rtol=0, atol=1e-2)
-        # Every observation is where the true camera sees the point.
-        observed = [point for point in image.points2D if point.has_point3D()]
-        assert len(observed) > 50
-        xyz = torch.from_numpy(
-            np.stack([written.model.point3D(point.point3D_id).xyz for point in observed])
-        )
-        pixels = torch.from_numpy(np.stack([point.xy for point in observed]))
-        seen, depth = project(transform_points(view.cam_from_world, xyz), view.intrinsics)
-        assert float(depth.min()) > 0
-        assert float((seen - pixels).norm(dim=-1).median()) < 0.05
+        # Depth is interpolated across the bends of the room, so single points may be off.
+        errors = observed_errors(written, room, image)
+        assert len(errors) > 50
+        assert float(errors.median()) < 0.05
     assert not written.result.notes
 
 
