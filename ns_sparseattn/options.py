@@ -21,7 +21,10 @@ CameraType = Literal["pinhole", "simple_pinhole", "perspective"]
 def check_range(name: str, value: float, low: float, high: float, *, unit: str = "") -> None:
     """Raise ``ValueError`` unless ``low <= value <= high``."""
     if not low <= value <= high:
-        raise ValueError(f"`{name}` must be between {low:g} and {high:g}{unit}, got {value:g}.")
+        # Digits enough that a hundred million is written out.
+        raise ValueError(
+            f"`{name}` must be between {low:.12g} and {high:.12g}{unit}, got {value:.12g}."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +130,7 @@ class SceneOptions:
         check_range("max_fov_deg", self.max_fov_deg, self.min_fov_deg, 179.9, unit=" degrees")
         check_range("default_focal_factor", self.default_focal_factor, 0.1, 100.0)
         check_range("rotation_tolerance", self.rotation_tolerance, 1e-6, 1.0)
-        check_range("min_agreeing_points", self.min_agreeing_points, 0, 1_000_000)
+        check_range("min_agreeing_points", self.min_agreeing_points, 1, 1_000_000)
         check_range("min_agreement_share", self.min_agreement_share, 0.0, 1.0)
         check_range("max_unchecked_points", self.max_unchecked_points, 1, 100_000_000)
         check_range(

@@ -205,6 +205,8 @@ def _find(source: Path | str | Sequence[Path | str], exclude: Collection[Path]) 
 
 
 def _find_in_folder(folder: Path, exclude: Collection[Path]) -> FoundFiles:
+    if any(path.is_dir() and path.samefile(folder) for path in exclude):
+        raise ValueError(f"The folder {folder} must not hold photos and their masks alike.")
     files = list_files(folder, exclude=exclude)
     photos = [file for file in files if file.path.suffix.lower() in PHOTO_SUFFIXES]
     others = [file for file in files if file.path.suffix.lower() not in PHOTO_SUFFIXES]

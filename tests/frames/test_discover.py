@@ -196,6 +196,12 @@ def test_no_photo_is_both_trained_and_evaluated_on(tmp_path: Path) -> None:
         find_photos(tmp_path, eval_data=tmp_path / "gone")
 
 
+def test_folder_of_masks_cannot_be_that_of_the_photos(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.jpg")
+    with pytest.raises(ValueError, match="must not hold photos and their masks alike"):
+        find_photos(tmp_path, exclude=tmp_path)
+
+
 def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/\xff.jpg"
     try:
