@@ -10,7 +10,8 @@ queries of a block, ``T`` keys of a block, ``D`` head size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -56,21 +57,52 @@ def run(
         device=q.device,
     )
     lse = torch.full(out.shape[:4], float("nan"), dtype=accumulate, device=q.device)
-    for b in range(batch):
+
+    def attend_with(b: int, h: int) -> None:
+        """Fill one head of the output."""
+        # Converted before the gather, which repeats blocks.
+        q_head, k_head, v_head = (x[b, h].to(accumulate) for x in (q_blocks, k_blocks, v_blocks))
         every_key_exists = bool(exists[b].all())
-        for h in range(heads):
-            # Converted before the gather, which repeats blocks.
-            q_head, k_head, v_head = (
-                x[b, h].to(accumulate) for x in (q_blocks, k_blocks, v_blocks)
-            )
-            for rows, columns, listed in _batches(block_map, b, h):
-                keep = None
-                if not (every_key_exists and bool(listed.all())):
-                    keep = exists[b][columns] & listed[..., None]  # [R, L, T]
-                attended, lse[b, h, rows] = _attend(q_head, k_head, v_head, rows, columns, keep)
-                out[b, h, rows] = attended.to(q.dtype)
+        for rows, columns, listed in _batches(block_map, b, h):
+            keep = None
+            if not (every_key_exists and bool(listed.all())):
+                keep = exists[b][columns] & listed[..., None]  # [R, L, T]
+            attended, lse[b, h, rows] = _attend(q_head, k_head, v_head, rows, columns, keep)
+            out[b, h, rows] = attended.to(q.dtype)
+
+    _for_each_head(attend_with, batch, heads, q)
     out = out.reshape(batch, heads, -1, head_size)[:, :, :num_q]
     return out, lse.reshape(batch, heads, -1)[:, :, :num_q]
+
+
+def _for_each_head(work: Callable[[int, int], None], batch: int, heads: int, like: Tensor) -> None:
+    """Call `work` for every batch slot and head, on a CPU in as many threads as torch may use.
+
+    The products are small: threads that each take a head need no barriers, which torch's own
+    threads spend much of their time in. With autograd everything runs in the caller's thread.
+    """
+    slots = [(b, h) for b in range(batch) for h in range(heads)]
+    num_threads = min(torch.get_num_threads(), len(slots))
+    if like.device.type != "cpu" or num_threads == 1 or torch.is_grad_enabled():
+        for b, h in slots:
+            work(b, h)
+        return
+    is_inference = torch.is_inference_mode_enabled()
+
+    def work_alone(slot: tuple[int, int]) -> None:
+        # These settings belong to a thread; a new one has the defaults.
+        with torch.inference_mode(is_inference), torch.no_grad():
+            work(*slot)
+
+    total = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(
+            num_threads, initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            list(pool.map(work_alone, slots))
+    finally:
+        # Threads that are born later take over the number that was set last.
+        torch.set_num_threads(total)
 
 
 def _attend(
@@ -89,12 +121,12 @@ def _attend(
     v = v_blocks[columns].flatten(1, 2)
     scores = torch.bmm(q_blocks[rows] * q_blocks.shape[-1] ** -0.5, k.transpose(1, 2))
     if keep is not None:
-        scores.masked_fill_(~keep.flatten(1)[:, None], float("-inf"))
+        scores = scores.masked_fill(~keep.flatten(1)[:, None], float("-inf"))
     peak = scores.amax(-1, keepdim=True)
     # A query without any key has a peak of minus infinity; zero keeps its weights at zero instead
     # of NaN.
     peak = peak.masked_fill(peak.isneginf(), 0.0)
-    weights = scores.sub_(peak).exp_()
+    weights = torch.exp(scores - peak)
     total = weights.sum(-1, keepdim=True)
     out = torch.bmm(weights, v) / total.clamp_min(torch.finfo(total.dtype).tiny)
     return out, (peak + total.log()).squeeze(-1)

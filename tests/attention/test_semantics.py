@@ -143,3 +143,31 @@ def test_bad_input_is_named(change: dict[str, Any], error: type[Exception], word
     }
     with pytest.raises(error, match=words):
         block_sparse_attention(**(good | change))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_threads_change_neither_the_result_nor_torchs_settings(mode: Any) -> None:
+    q, k, v, block_map = _random_case((2, 3, 517, 391, 64), torch.float32)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with mode():
+            want = block_sparse_attention(q, k, v, block_map, backend="gather")
+        torch.set_num_threads(3)
+        with mode():
+            out = block_sparse_attention(q, k, v, block_map, backend="gather")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(num_threads)
+    assert torch.equal(out, want)
+
+
+def test_gather_can_be_differentiated() -> None:
+    q, k, v, block_map = _random_case((1, 2, 300, 300, 32), torch.float32)
+    gradients = []
+    for backend in ("reference", "gather"):
+        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+        block_sparse_attention(*inputs, block_map, backend=backend).square().sum().backward()
+        gradients.append([x.grad for x in inputs])
+    for want, got in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
