@@ -121,12 +121,16 @@ def _attend(
     v = v_blocks[columns].flatten(1, 2)
     scores = torch.bmm(q_blocks[rows] * q_blocks.shape[-1] ** -0.5, k.transpose(1, 2))
     if keep is not None:
-        scores = scores.masked_fill(~keep.flatten(1)[:, None], float("-inf"))
-    peak = scores.amax(-1, keepdim=True)
+        scores.masked_fill_(~keep.flatten(1)[:, None], float("-inf"))
+    # The result does not depend on the peak, so autograd need not follow it.
+    peak = scores.detach().amax(-1, keepdim=True)
     # A query without any key has a peak of minus infinity; zero keeps its weights at zero instead
     # of NaN.
     peak = peak.masked_fill(peak.isneginf(), 0.0)
-    weights = torch.exp(scores - peak)
+    # In place, because fresh memory costs a CPU more than the arithmetic; autograd needs what an
+    # exponential in place would overwrite.
+    shifted = scores.sub_(peak)
+    weights = shifted.exp() if torch.is_grad_enabled() else shifted.exp_()
     total = weights.sum(-1, keepdim=True)
     out = torch.bmm(weights, v) / total.clamp_min(torch.finfo(total.dtype).tiny)
     return out, (peak + total.log()).squeeze(-1)
