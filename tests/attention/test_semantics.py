@@ -166,8 +166,9 @@ def test_gather_can_be_differentiated() -> None:
     q, k, v, block_map = _random_case((1, 2, 300, 300, 32), torch.float32)
     gradients = []
     for backend in ("reference", "gather"):
-        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
-        block_sparse_attention(*inputs, block_map, backend=backend).square().sum().backward()
-        gradients.append([x.grad for x in inputs])
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        out = block_sparse_attention(leaves[0], leaves[1], leaves[2], block_map, backend=backend)
+        out.square().sum().backward()
+        gradients.append([x.grad for x in leaves])
     for want, got in zip(*gradients, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
