@@ -25,8 +25,8 @@ from rich.rule import Rule
 from .errors import BrokenPhotoError, ReconstructionError
 from .pipeline import ProcessOptions, ProcessResult, process
 
-USER_ERRORS = (ReconstructionError, TypeError, ValueError, OSError)
-"""What a user can cause: shown as a sentence, without a traceback."""
+USER_ERRORS = (ReconstructionError, ValueError, OSError)
+"""What a user of a command can cause: shown as a sentence, without a traceback."""
 
 _MIN_IMAGES_FOR_DEFAULT_SPLIT = 10
 """Of fewer, none is left to evaluate on: nerfstudio trains on 90 per cent, rounded up."""

@@ -33,13 +33,6 @@ def invert_rigid(target_from_source: Tensor) -> Tensor:
     return torch.cat([rotation_inverse, translation], dim=-1)
 
 
-def compose_rigid(c_from_b: Tensor, b_from_a: Tensor) -> Tensor:
-    """Chain two rigid transforms, both ``[..., 3, 4]``, into ``c_from_a``."""
-    rotation = c_from_b[..., :3] @ b_from_a[..., :3]
-    translation = c_from_b[..., :3] @ b_from_a[..., 3:] + c_from_b[..., 3:]
-    return torch.cat([rotation, translation], dim=-1)
-
-
 def transform_points(
     target_from_source: Tensor,  # [..., 3, 4]
     points: Tensor,  # [..., 3]
