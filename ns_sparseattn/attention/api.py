@@ -128,7 +128,9 @@ def resolve_backend(backend: BackendName, device_type: str) -> str:
 def _choose(device_type: str) -> str:
     """Choose a backend for a device and log it; cached, so that it is said once."""
     _logger.info(
-        "Block-sparse attention on %s uses the gather backend, the fastest one for it.", device_type
+        "Block-sparse attention on %s uses the gather backend; the only other one, reference, is "
+        "for checking.",
+        device_type,
     )
     return "gather"
 
