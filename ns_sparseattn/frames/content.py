@@ -12,7 +12,7 @@ from .types import Frames
 
 BLANK_LEVELS = 2.0
 """Standard deviation of the network's pixels, in levels of 255, up to which a photo shows nothing.
-Chosen, not measured: JPEG artefacts of an even surface are a level or so. Only a note hangs on it."""
+Chosen, not measured: JPEG artefacts of an even surface are a level or so. Only a note uses it."""
 
 
 def find_copies(photos: Frames) -> dict[str, str]:
