@@ -7,7 +7,8 @@ N, D]``.
 
 from __future__ import annotations
 
-from .api import BackendName, block_sparse_attention
+from .api import block_sparse_attention, why_not
+from .backends import BackendName
 from .block_map import BlockMap
 from .dense import dense_attention
 from .layout import BLOCK_K, BLOCK_Q, TokenLayout
@@ -38,4 +39,5 @@ __all__ = [
     "record_block_maps",
     "select_blocks",
     "sparsify",
+    "why_not",
 ]

@@ -7,8 +7,6 @@ Axes: ``B`` batch, ``H`` heads, ``Nq``/``Nk`` tokens, ``D`` head size.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Literal, overload
 
@@ -16,26 +14,12 @@ import torch
 from torch import Tensor
 
 from ..errors import check_tensor
-from . import gather, reference
+from .backends import BACKENDS, BackendName
+from .backends.inputs import AttentionInputs
 from .block_map import BlockMap
+from .pooling import CoarseBlocks
 
 _logger = logging.getLogger(__name__)
-
-BackendName = Literal["auto", "reference", "gather"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Backend:
-    """How to run one backend, and a sentence for when it cannot."""
-
-    run: Callable[[Tensor, Tensor, Tensor, BlockMap, Tensor | None], tuple[Tensor, Tensor]]
-    why_not: Callable[[Tensor, Tensor, Tensor], str | None]
-
-
-_BACKENDS: dict[str, _Backend] = {
-    "reference": _Backend(run=reference.run, why_not=reference.why_not),
-    "gather": _Backend(run=gather.run, why_not=gather.why_not),
-}
 
 
 @overload
@@ -47,6 +31,7 @@ def block_sparse_attention(
     *,
     backend: BackendName = ...,
     key_mask: Tensor | None = ...,
+    coarse: bool = ...,
     return_lse: Literal[False] = ...,
 ) -> Tensor: ...
 
@@ -60,6 +45,7 @@ def block_sparse_attention(
     *,
     backend: BackendName = ...,
     key_mask: Tensor | None = ...,
+    coarse: bool = ...,
     return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -72,6 +58,7 @@ def block_sparse_attention(
     *,
     backend: BackendName = "auto",
     key_mask: Tensor | None = None,  # [B, Nk] bool
+    coarse: bool = False,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Non-causal attention in which each query block attends to its key blocks only.
@@ -80,6 +67,9 @@ def block_sparse_attention(
     it, with softmax over exactly those: ``softmax(q k^T / sqrt(D)) v``. Softmax and sums run in
     float32 at least.
 
+    With `coarse`, the blocks that a row leaves out still contribute to the same softmax, each
+    through the mean of its keys and the mean of its values, counted as often as it has keys.
+
     Args:
         q: ``[B, H, Nq, D]``, float32, float16, bfloat16 or float64.
         k: ``[B, H, Nk, D]``, like q.
@@ -87,6 +77,7 @@ def block_sparse_attention(
         block_map: Which blocks to compute; its batch, heads and block counts must fit q and k.
         backend: ``auto`` chooses and logs its choice once. An explicit name never falls back.
         key_mask: True where a key exists. A query left without any key gives zeros.
+        coarse: Let blocks that are left out contribute through their means.
         return_lse: Also return the log-sum-exp of the scaled scores.
 
     Returns:
@@ -105,22 +96,43 @@ def block_sparse_attention(
         >>> block_sparse_attention(q, q, q, block_map).shape
         torch.Size([1, 2, 256, 64])
     """
-    _check_inputs(q, k, v, block_map, key_mask)
+    inputs = _checked(q, k, v, block_map, key_mask, coarse)
     name = resolve_backend(backend, q.device.type)
-    reason = _BACKENDS[name].why_not(q, k, v)
+    reason = BACKENDS[name].why_not(inputs)
     if reason is not None:
         raise ValueError(f"The {name} backend cannot run here: {reason}")
     # The types above are a contract: a caller's autocast must not change those inside a backend.
     with torch.autocast(q.device.type, enabled=False):
-        out, lse = _BACKENDS[name].run(q, k, v, block_map, key_mask)
+        out, lse = BACKENDS[name].run(inputs)
     return (out, lse) if return_lse else out
 
 
-def resolve_backend(backend: BackendName, device_type: str) -> str:
+def why_not(
+    backend: str,
+    q: Tensor,  # [B, H, Nq, D]
+    k: Tensor,  # [B, H, Nk, D]
+    v: Tensor,  # [B, H, Nk, D]
+    block_map: BlockMap,
+    *,
+    key_mask: Tensor | None = None,  # [B, Nk] bool
+    coarse: bool = False,
+) -> str | None:
+    """Say in one sentence why a backend cannot compute such inputs here; none if it can.
+
+    Raises:
+        TypeError: As `block_sparse_attention`.
+        ValueError: As `block_sparse_attention`, or if there is no such backend.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"`backend` must be one of {sorted(BACKENDS)}, got {backend!r}.")
+    return BACKENDS[backend].why_not(_checked(q, k, v, block_map, key_mask, coarse))
+
+
+def resolve_backend(backend: str, device_type: str) -> str:
     """Return what a name stands for on a kind of device; ``ValueError`` if it is unknown."""
     name = _choose(device_type) if backend == "auto" else backend
-    if name not in _BACKENDS:
-        raise ValueError(f"`backend` must be one of {['auto', *_BACKENDS]}, got {backend!r}.")
+    if name not in BACKENDS:
+        raise ValueError(f"`backend` must be one of {['auto', *BACKENDS]}, got {backend!r}.")
     return name
 
 
@@ -135,9 +147,15 @@ def _choose(device_type: str) -> str:
     return "gather"
 
 
-def _check_inputs(
-    q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap, key_mask: Tensor | None
-) -> None:
+def _checked(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_map: BlockMap,
+    key_mask: Tensor | None,
+    coarse: bool,
+) -> AttentionInputs:
+    """Return the inputs of a backend, or raise as `block_sparse_attention` says."""
     check_tensor("q", q, ("B", "H", "Nq", "D"), is_floating=True)
     check_tensor("k", k, (q.shape[0], q.shape[1], "Nk", q.shape[3]), is_floating=True)
     check_tensor("v", v, tuple(k.shape), is_floating=True)
@@ -156,3 +174,11 @@ def _check_inputs(
         check_tensor("key_mask", key_mask, (k.shape[0], k.shape[2]))
         if key_mask.dtype != torch.bool:
             raise TypeError(f"`key_mask` must be boolean, got {key_mask.dtype}.")
+    return AttentionInputs(
+        q=q,
+        k=k,
+        v=v,
+        block_map=block_map,
+        key_mask=key_mask,
+        coarse=CoarseBlocks.of(k, v, block_map, key_mask) if coarse else None,
+    )

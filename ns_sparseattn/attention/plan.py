@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-from .api import BackendName
+from .backends import BackendName
 
 Pooling = Literal["mean", "max"]
 

@@ -15,10 +15,10 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..errors import check_tensor
 from .block_map import BlockMap
+from .pooling import block_means
 
 _SCORES_PER_CHUNK = 1 << 22
 """Pooled scores held at once (16 MiB in float32): memory stays linear in the blocks kept."""
@@ -82,8 +82,8 @@ def select_blocks(
     batch, heads, num_q, head_size = q.shape
     num_q_blocks, num_k_blocks = math.ceil(num_q / block_q), math.ceil(k.shape[2] / block_k)
     num_rows, num_columns = num_q_blocks - num_full_q_blocks, num_k_blocks - num_sink_k_blocks
-    q_means, _ = _block_means(q, num_q_blocks, block_q, None)
-    k_means, k_counts = _block_means(k, num_k_blocks, block_k, key_mask)
+    q_means, _ = block_means(q, num_q_blocks, block_q, None)
+    k_means, k_counts = block_means(k, num_k_blocks, block_k, key_mask)
     q_means = q_means[:, :, :num_rows] * head_size**-0.5
     k_means, k_counts = k_means[:, :, :num_columns], k_counts[:, :num_columns]
 
@@ -143,22 +143,3 @@ def _keep(scores: Tensor, mass: float | None, least: int, most: int) -> Tensor:
         order = order[:, :most]
     is_kept = torch.arange(order.shape[1], device=scores.device) < kept[:, None]
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, is_kept)
-
-
-def _block_means(
-    tokens: Tensor,  # [B, H, N, D]
-    num_blocks: int,
-    block: int,
-    mask: Tensor | None,  # [B, N] bool
-) -> tuple[Tensor, Tensor]:
-    """Return each block's mean over its tokens ``[B, H, C, D]`` and their number ``[B, C]``."""
-    batch, heads, num_tokens, head_size = tokens.shape
-    if mask is None:
-        mask = torch.ones(batch, num_tokens, dtype=torch.bool, device=tokens.device)
-    else:
-        tokens = tokens.masked_fill(~mask[:, None, :, None], 0.0)
-    extra = num_blocks * block - num_tokens
-    counts = F.pad(mask, (0, extra)).reshape(batch, num_blocks, block).sum(-1)
-    padded = F.pad(tokens, (0, 0, 0, extra)).reshape(batch, heads, num_blocks, block, head_size)
-    means = padded.sum(3, dtype=torch.float32) / counts.clamp_min(1)[:, None, :, None]
-    return means, counts

@@ -12,44 +12,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .block_map import BlockMap
+from ..block_map import BlockMap
+from ..pooling import CoarseBlocks
+from .inputs import AttentionInputs
 
 _SCORES_PER_BATCH = {"cpu": 1 << 19, "cuda": 1 << 24}
 """Scores held at once: 2 MiB in float32, a core's cache, on a CPU; 64 MiB on a GPU, where no
 other size was tried."""
 
 
-def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    """Return why this backend cannot run on such tensors; it always can."""
+def why_not(inputs: AttentionInputs) -> str | None:
+    """Return why this backend cannot run; it always can."""
     return None
 
 
-def run(
-    q: Tensor,  # [B, H, Nq, D]
-    k: Tensor,  # [B, H, Nk, D]
-    v: Tensor,  # [B, H, Nk, D]
-    block_map: BlockMap,
-    key_mask: Tensor | None,  # [B, Nk] bool
-) -> tuple[Tensor, Tensor]:
-    """Compute the operation as `ns_sparseattn.attention.reference.run` defines it.
-
-    Returns:
-        Output ``[B, H, Nq, D]`` in q's dtype and log-sum-exp ``[B, H, Nq]`` in float32 (float64 for
-        float64).
-    """
+def run(inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
+    """Compute the operation as `ns_sparseattn.attention.backends.reference.run` defines it."""
+    q, block_map, accumulate = inputs.q, inputs.block_map, inputs.accumulate
     batch, heads, num_q, head_size = q.shape
-    num_k = k.shape[2]
     block_q, block_k = block_map.block_q, block_map.block_k
-    accumulate = torch.float64 if q.dtype == torch.float64 else torch.float32
     q_blocks = _to_blocks(q, block_map.num_q_blocks, block_q)  # [B, H, NQ, M, D]
-    k_blocks = _to_blocks(k, block_map.num_k_blocks, block_k)  # [B, H, NK, T, D]
-    v_blocks = _to_blocks(v, block_map.num_k_blocks, block_k)
-    exists = _key_exists(batch, num_k, block_map, key_mask, q.device)  # [B, NK, T]
+    k_blocks = _to_blocks(inputs.k, block_map.num_k_blocks, block_k)  # [B, H, NK, T, D]
+    v_blocks = _to_blocks(inputs.v, block_map.num_k_blocks, block_k)
+    exists = _key_exists(inputs)  # [B, NK, T]
 
     out = torch.full(
         (batch, heads, block_map.num_q_blocks, block_q, head_size),
@@ -68,7 +59,16 @@ def run(
             keep = None
             if not (every_key_exists and bool(listed.all())):
                 keep = exists[b][columns] & listed[..., None]  # [R, L, T]
-            attended, lse[b, h, rows] = _attend(q_head, k_head, v_head, rows, columns, keep)
+            coarse = None
+            if inputs.coarse is not None:
+                coarse = _left_out(inputs.coarse, b, h, columns, listed)
+            attended, lse[b, h, rows] = _attend(
+                q_head[rows],
+                k_head[columns].flatten(1, 2),
+                v_head[columns].flatten(1, 2),
+                keep,
+                coarse,
+            )
             out[b, h, rows] = attended.to(q.dtype)
 
     _for_each_head(attend_with, batch, heads, q)
@@ -106,23 +106,52 @@ def _for_each_head(work: Callable[[int, int], None], batch: int, heads: int, lik
         torch.set_num_threads(total)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _LeftOut:
+    """The coarse term of a batch of rows."""
+
+    keys: Tensor  # [C, D]
+    values: Tensor  # [C, D]
+    bias: Tensor  # [R, C]
+    """Added to the logits: log of the block's size, minus infinity for blocks that a row lists."""
+
+
+def _left_out(
+    coarse: CoarseBlocks, batch_slot: int, head: int, columns: Tensor, listed: Tensor
+) -> _LeftOut:
+    """Return what the blocks that are not in ``columns [R, L]`` contribute to each row."""
+    num_listed = coarse.keys.shape[2]
+    # Entries beyond the lists, sinks and padding, go to an extra column that is cut off.
+    target = torch.where(listed & (columns < num_listed), columns, num_listed)
+    bias = F.pad(coarse.log_counts[batch_slot], (0, 1)).repeat(len(columns), 1)
+    bias.scatter_(1, target, float("-inf"))
+    return _LeftOut(
+        keys=coarse.keys[batch_slot, head],
+        values=coarse.values[batch_slot, head],
+        bias=bias[:, :num_listed],
+    )
+
+
 def _attend(
-    q_blocks: Tensor,  # [NQ, M, D]
-    k_blocks: Tensor,  # [NK, T, D]
-    v_blocks: Tensor,  # [NK, T, D]
-    rows: Tensor,  # [R]
-    columns: Tensor,  # [R, L]
-    keep: Tensor | None,  # [R, L, T] bool
+    q: Tensor,  # [R, M, D]
+    k: Tensor,  # [R, K, D]
+    v: Tensor,  # [R, K, D]
+    keep: Tensor | None,  # [R, L, T] bool, L * T = K
+    coarse: _LeftOut | None,
 ) -> tuple[Tensor, Tensor]:
     """Attend with some query blocks; return output ``[R, M, D]`` and log-sum-exp ``[R, M]``."""
-    if columns.shape[1] == 0:
-        out = q_blocks.new_zeros(len(rows), *q_blocks.shape[1:])
+    num_rows, num_keys = k.shape[:2]
+    if coarse is not None:
+        k = torch.cat([k, coarse.keys.expand(num_rows, -1, -1)], dim=1)
+        v = torch.cat([v, coarse.values.expand(num_rows, -1, -1)], dim=1)
+    if k.shape[1] == 0:
+        out = torch.zeros_like(q)
         return out, out.new_full(out.shape[:2], float("-inf"))
-    k = k_blocks[columns].flatten(1, 2)  # [R, L * T, D]
-    v = v_blocks[columns].flatten(1, 2)
-    scores = torch.bmm(q_blocks[rows] * q_blocks.shape[-1] ** -0.5, k.transpose(1, 2))
+    scores = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2))
     if keep is not None:
-        scores.masked_fill_(~keep.flatten(1)[:, None], float("-inf"))
+        scores[:, :, :num_keys].masked_fill_(~keep.flatten(1)[:, None], float("-inf"))
+    if coarse is not None:
+        scores[:, :, num_keys:] += coarse.bias[:, None]
     # The result does not depend on the peak, so autograd need not follow it.
     peak = scores.detach().amax(-1, keepdim=True)
     # A query without any key has a peak of minus infinity; zero keeps its weights at zero instead
@@ -143,12 +172,12 @@ def _to_blocks(tokens: Tensor, num_blocks: int, block: int) -> Tensor:
     return padded.reshape(*tokens.shape[:2], num_blocks, block, tokens.shape[3])
 
 
-def _key_exists(
-    batch: int, num_k: int, block_map: BlockMap, key_mask: Tensor | None, device: torch.device
-) -> Tensor:
+def _key_exists(inputs: AttentionInputs) -> Tensor:
     """Return ``[B, NK, T]`` booleans: false for masked keys and the last block's padding."""
+    block_map, key_mask = inputs.block_map, inputs.key_mask
+    batch, num_k = inputs.k.shape[0], inputs.k.shape[2]
     if key_mask is None:
-        key_mask = torch.ones(batch, num_k, dtype=torch.bool, device=device)
+        key_mask = torch.ones(batch, num_k, dtype=torch.bool, device=inputs.k.device)
     padded = F.pad(key_mask, (0, block_map.num_k_blocks * block_map.block_k - num_k))
     return padded.reshape(batch, block_map.num_k_blocks, block_map.block_k)
 
