@@ -5,7 +5,8 @@
 arrangement of them, under the names of its published weights.
 
 Axes: ``B`` scenes, ``F`` frames, ``T = S + P`` tokens of a frame, special tokens first, ``C``
-channels, ``h`` heads, ``N = F * T`` tokens of a scene in frame-major order, ``D`` head size.
+channels, ``h`` heads, ``N = F * T + R`` tokens of a scene in frame-major order, of which the ``R``
+trailing ones have no frame, ``D`` head size.
 """
 
 from __future__ import annotations
@@ -61,20 +62,36 @@ def run_global_block(
     frames_per_chunk: int,
     attend: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> Tensor:
+    """Apply a block over all tokens of a scene: `run_global_block_with_trailing` without such."""
+    trailing = x.new_empty(x.shape[0], 0, x.shape[-1])
+    return run_global_block_with_trailing(block, x, trailing, rope, frames_per_chunk, attend)[0]
+
+
+def run_global_block_with_trailing(
+    block: Block,
+    x: Tensor,  # [B, F, T, C]
+    trailing: Tensor,  # [B, R, C]
+    rope: RopeTable | None,
+    frames_per_chunk: int,
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
     """Apply a block over all tokens of a scene, with the attention that the caller brings.
 
     Args:
         block: The block; everything but its attention runs over chunks of frames.
         x: Tokens. Without autograd they are overwritten and returned.
+        trailing: Tokens that have no frame, there may be none; they follow all others and are not
+            rotated.
         rope: Rotations of one frame's tokens; all frames share them.
         frames_per_chunk: Size of a chunk; ignored with autograd.
         attend: Takes queries, keys and values ``[B, h, N, D]`` after norm and rotation, returns
-            ``[B, h, N, D]``.
+            ``[B, h, N, D]``, where ``N = F * T + R``.
 
     Returns:
-        ``[B, F, T, C]``.
+        ``[B, F, T, C]``, and the trailing tokens ``[B, R, C]``.
     """
     num_frames, num_tokens = x.shape[1:3]
+    num_framed = num_frames * num_tokens
     if torch.is_grad_enabled():
         frames_per_chunk = num_frames
     qkv: tuple[Tensor, ...] = ()
@@ -82,19 +99,25 @@ def run_global_block(
         parts = block.project(x[:, start:stop], rope)  # each [B, f, h, T, D]
         if not qkv:
             batch, _, heads, _, size = parts[0].shape
-            qkv = tuple(
-                part.new_empty(batch, heads, num_frames, num_tokens, size) for part in parts
-            )
+            num_all = num_framed + trailing.shape[1]
+            qkv = tuple(part.new_empty(batch, heads, num_all, size) for part in parts)
         for whole, part in zip(qkv, parts, strict=True):
-            whole[:, :, start:stop] = part.transpose(1, 2)
-    attended = attend(*(whole.flatten(2, 3) for whole in qkv))
+            place = whole[:, :, start * num_tokens : stop * num_tokens]
+            place.unflatten(2, (stop - start, num_tokens)).copy_(part.transpose(1, 2))
+    if trailing.shape[1]:
+        for whole, part in zip(qkv, block.project(trailing), strict=True):
+            whole[:, :, num_framed:] = part
+    attended = attend(*qkv)
     del qkv
-    attended = attended.unflatten(2, (num_frames, num_tokens)).transpose(1, 2)  # [B, F, h, T, D]
+    if trailing.shape[1]:
+        trailing = block.finish(trailing, attended[:, :, num_framed:])
+    attended = attended[:, :, :num_framed].unflatten(2, (num_frames, num_tokens))
+    attended = attended.transpose(1, 2)  # [B, F, h, T, D]
     if torch.is_grad_enabled():
-        return block.finish(x, attended)
+        return block.finish(x, attended), trailing
     for start, stop in spans(num_frames, frames_per_chunk):
         x[:, start:stop] = block.finish(x[:, start:stop], attended[:, start:stop])
-    return x
+    return x, trailing
 
 
 class Aggregator(nn.Module):

@@ -11,12 +11,16 @@ Axes: ``...`` any batch, ``T`` tokens, ``C`` channels, ``h`` heads, ``D`` head s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .rope import RopeTable, apply_rope
+from .swiglu import SwiGlu, swiglu_hidden
+
+MlpKind = Literal["gelu", "swiglu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,8 @@ class BlockConfig:
     """Epsilon of the two layer norms."""
     mlp_ratio: int = 4
     """Width of the hidden layer of the MLP, in units of ``dim``."""
+    mlp: MlpKind = "gelu"
+    """Two linear layers around a GELU, or the gated kind with as many parameters."""
     has_qk_norm: bool = False
     """Whether queries and keys pass a layer norm per head (epsilon 1e-5) before the rotation."""
     has_layer_scale: bool = True
@@ -122,6 +128,13 @@ class Attention(nn.Module):
         return self.merge(F.scaled_dot_product_attention(q, k, v))
 
 
+def _make_mlp(config: BlockConfig) -> nn.Module:
+    hidden = config.mlp_ratio * config.dim
+    if config.mlp == "swiglu":
+        return SwiGlu(config.dim, swiglu_hidden(hidden))
+    return Mlp(config.dim, hidden, config.dim)
+
+
 class Block(nn.Module):
     """One transformer block; calling it attends among all tokens of the next-to-last axis."""
 
@@ -132,7 +145,7 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.ls1 = LayerScale(dim) if config.has_layer_scale else nn.Identity()
         self.norm2 = LayerNorm(dim, eps=config.norm_eps)
-        self.mlp = Mlp(dim, config.mlp_ratio * dim, dim)
+        self.mlp = _make_mlp(config)
         self.ls2 = LayerScale(dim) if config.has_layer_scale else nn.Identity()
 
     def project(self, x: Tensor, rope: RopeTable | None = None) -> tuple[Tensor, Tensor, Tensor]:
