@@ -12,7 +12,15 @@ from .backends import BackendName
 from .block_map import BlockMap
 from .dense import dense_attention
 from .layout import BLOCK_K, BLOCK_Q, TokenLayout
-from .plan import AttentionPlan, BlockSparsePolicy, DensePolicy, LayerPolicy, PaperPolicy
+from .plan import (
+    AttentionPlan,
+    AutoPolicy,
+    BlockSparsePolicy,
+    DensePolicy,
+    FramePolicy,
+    LayerPolicy,
+    PaperPolicy,
+)
 from .recording import record_block_maps
 from .retrofit import Retrofit, RetrofitReport, sparsify
 from .run import AttentionRun
@@ -24,10 +32,12 @@ __all__ = [
     "BLOCK_Q",
     "AttentionPlan",
     "AttentionRun",
+    "AutoPolicy",
     "BackendName",
     "BlockMap",
     "BlockSparsePolicy",
     "DensePolicy",
+    "FramePolicy",
     "LayerPolicy",
     "LayerStats",
     "PaperPolicy",

@@ -24,34 +24,99 @@ class DensePolicy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FramePolicy:
+    """Every token attends to its own frame only, as in the model's frame layers.
+
+    Published for the early global layers, which find no correspondences yet (AVGGT, arXiv
+    2512.02541). Tokens without a frame see everything and are seen by everyone.
+    """
+
+    with_first_frame: bool = False
+    """Whether every token attends to the first frame, the reference of VGGT, as well."""
+
+    @property
+    def name(self) -> str:
+        """Short name for statistics."""
+        return "first-frame" if self.with_first_frame else "frame-only"
+
+
+Share = float | tuple[float, ...]
+"""A share in [0, 1] of all heads, or one for each head."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BlockSparsePolicy:
     """Each query block attends to the blocks that `select_blocks` picks and to special tokens."""
 
-    mass: float | None = None
+    mass: Share | None = None
     """Share of the pooled softmax to reach, in (0, 1]; none keeps `max_density` blocks."""
-    min_density: float = 0.0
+    min_density: Share = 0.0
     """Share of the key blocks kept at least."""
-    max_density: float = 1.0
+    max_density: Share = 1.0
     """Share of the key blocks kept at most."""
+    coarse: bool = True
+    """Whether blocks that are left out contribute through the means of their keys and values."""
     backend: BackendName = "auto"
     """What computes it."""
 
     def __post_init__(self) -> None:
-        if self.mass is not None and not 0.0 < self.mass <= 1.0:
-            raise ValueError(f"`mass` must be in (0, 1], got {self.mass:g}.")
-        if not 0.0 <= self.min_density <= self.max_density <= 1.0 or self.max_density == 0.0:
+        for mass in _each(1.0 if self.mass is None else self.mass):
+            if not 0.0 < mass <= 1.0:
+                raise ValueError(f"`mass` must be in (0, 1], got {mass:g}.")
+        shares = [self.mass, self.min_density, self.max_density]
+        num_heads = {len(share) for share in shares if isinstance(share, tuple)}
+        if len(num_heads) > 1 or 0 in num_heads:
             raise ValueError(
-                "Density bounds must satisfy 0 <= min <= max <= 1 with max > 0, got "
-                f"{self.min_density:g} and {self.max_density:g}."
+                f"Shares for each head must be of one number of heads, got {sorted(num_heads)}."
             )
+        heads = max(num_heads, default=1)
+        for least, most in zip(
+            _each(self.min_density, heads), _each(self.max_density, heads), strict=True
+        ):
+            if not 0.0 <= least <= most <= 1.0 or most == 0.0:
+                raise ValueError(
+                    "Density bounds must satisfy 0 <= min <= max <= 1 with max > 0, got "
+                    f"{least:g} and {most:g}."
+                )
 
     @property
     def name(self) -> str:
         """Short name for statistics, with the shares asked for."""
-        wanted = [] if self.mass is None else [f"mass {self.mass:g}"]
-        if self.mass is None or self.max_density < 1.0:
-            wanted.append(f"density {self.max_density:g}")
+        wanted = [] if self.mass is None else [f"mass {_spell(self.mass)}"]
+        if self.min_density != 0.0:
+            wanted.append(f"density at least {_spell(self.min_density)}")
+        if self.mass is None or self.max_density != 1.0:
+            wanted.append(f"density {_spell(self.max_density)}")
+        if self.coarse:
+            wanted.append("coarse")
         return f"block-sparse ({', '.join(wanted)})"
+
+
+def _each(share: Share, num_heads: int = 1) -> tuple[float, ...]:
+    return share if isinstance(share, tuple) else (share,) * num_heads
+
+
+def _spell(share: Share) -> str:
+    if isinstance(share, tuple):
+        return f"{min(share):g} to {max(share):g}"
+    return f"{share:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoPolicy:
+    """Block-sparse where that was measured to be faster on this kind of device, else dense.
+
+    `ns_sparseattn.attention.crossover` decides, before selection by the number of tokens, after it
+    by the density.
+    """
+
+    sparse: BlockSparsePolicy
+    """What to do above the crossover."""
+
+    @property
+    def name(self) -> str:
+        """Short name for statistics."""
+        return f"auto {self.sparse.name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +162,7 @@ class PaperPolicy:
         return f"paper ({', '.join(wanted)})"
 
 
-LayerPolicy = DensePolicy | BlockSparsePolicy | PaperPolicy
+LayerPolicy = DensePolicy | FramePolicy | BlockSparsePolicy | AutoPolicy | PaperPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +183,7 @@ class AttentionPlan:
 
     @classmethod
     def block_sparse(
-        cls, *, density: float | None = None, mass: float | None = None
+        cls, *, density: float | None = None, mass: float | None = None, coarse: bool = True
     ) -> AttentionPlan:
         """Return a plan with one block-sparse policy for all layers.
 
@@ -126,19 +191,19 @@ class AttentionPlan:
             density: Share of the key blocks that every query block keeps, or keeps at most if
                 `mass` is given.
             mass: Share of the pooled softmax to reach.
+            coarse: Let blocks that are left out contribute through their means.
 
         Raises:
             ValueError: If neither is given, or one is out of range.
 
         Example:
             >>> AttentionPlan.block_sparse(density=0.25).policy(3).name
-            'block-sparse (density 0.25)'
+            'block-sparse (density 0.25, coarse)'
         """
         if density is None and mass is None:
             raise ValueError("A block-sparse plan needs `density`, `mass`, or both.")
-        return cls(
-            default=BlockSparsePolicy(mass=mass, max_density=1.0 if density is None else density)
-        )
+        max_density = 1.0 if density is None else density
+        return cls(default=BlockSparsePolicy(mass=mass, max_density=max_density, coarse=coarse))
 
     @classmethod
     def paper(

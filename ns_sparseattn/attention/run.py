@@ -10,16 +10,25 @@ Axes: ``B`` batch, ``H`` heads, ``N`` tokens in the model's own order, ``D`` hea
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .api import block_sparse_attention, resolve_backend
+from .crossover import crossover
 from .dense import dense_attention
+from .frame_attention import frame_attention
 from .layout import BLOCK_K, BLOCK_Q, BlockOrder, TokenLayout
 from .paper import PaperOrder, select_paper_blocks
-from .plan import AttentionPlan, BlockSparsePolicy, DensePolicy, PaperPolicy
+from .plan import (
+    AttentionPlan,
+    BlockSparsePolicy,
+    DensePolicy,
+    FramePolicy,
+    LayerPolicy,
+    PaperPolicy,
+)
 from .recording import note_block_map
 from .selection import select_blocks
 from .stats import LayerStats
@@ -80,39 +89,58 @@ class AttentionRun:
                 f"`q` must have the {self._tokens.num_tokens} tokens of the layout, "
                 f"got {q.shape[2]}."
             )
-        policy = self._plan.policy(layer)
         timer = _Timer(q.device)
-        if isinstance(policy, DensePolicy):
-            out, density = dense_attention(q, k, v), 1.0
-        elif isinstance(policy, PaperPolicy):
-            out, density = self._attend_paper(layer, policy, timer, q, k, v)
-        else:
-            out, density = self._attend_sparse(layer, policy, timer, q, k, v)
-        is_dense = isinstance(policy, DensePolicy)
-        backend = "sdpa" if is_dense else resolve_backend(policy.backend, q.device.type)
+        done = self._attend_under(self._plan.policy(layer), layer, timer, q, k, v)
         timer.stop()
         stats = LayerStats(
-            layer=layer, policy=policy.name, backend=backend, density=density, time_ms=0.0
+            layer=layer,
+            policy=self._plan.policy(layer).name,
+            backend=done.backend,
+            density=done.density,
+            time_ms=0.0,
         )
         self._timed.append((stats, timer))
-        return out
+        return done.out
+
+    def _attend_under(
+        self, policy: LayerPolicy, layer: int, timer: _Timer, q: Tensor, k: Tensor, v: Tensor
+    ) -> _Attended:
+        if isinstance(policy, DensePolicy):
+            return _Attended(dense_attention(q, k, v), 1.0, "sdpa")
+        if isinstance(policy, FramePolicy):
+            out, density = frame_attention(
+                q, k, v, self._tokens, with_first_frame=policy.with_first_frame
+            )
+            return _Attended(out, density, "sdpa")
+        if isinstance(policy, PaperPolicy):
+            return self._attend_paper(layer, policy, timer, q, k, v)
+        if isinstance(policy, BlockSparsePolicy):
+            return self._attend_sparse(layer, policy, None, timer, q, k, v)
+        limits = crossover(resolve_backend(policy.sparse.backend, q.device.type), q.device.type)
+        if self._tokens.num_tokens < limits.min_tokens:
+            return _Attended(dense_attention(q, k, v), 1.0, "sdpa")
+        return self._attend_sparse(layer, policy.sparse, limits.max_density, timer, q, k, v)
 
     def _attend_sparse(
         self,
         layer: int,
         policy: BlockSparsePolicy,
+        max_density: float | None,
         timer: _Timer,
         q: Tensor,
         k: Tensor,
         v: Tensor,
-    ) -> tuple[Tensor, float]:
-        """Re-order into blocks, select, attend, put the result back; also return the density."""
+    ) -> _Attended:
+        """Re-order into blocks, select, attend, put the result back.
+
+        Above `max_density` the selection is dropped and dense attention used.
+        """
         order = self._order_on(q.device)
-        q, k, v = (x.index_select(2, order.gather_index) for x in (q, k, v))
+        q_blocks, k_blocks = (x.index_select(2, order.gather_index) for x in (q, k))
         key_mask = order.key_mask.expand(q.shape[0], -1)
         block_map = select_blocks(
-            q,
-            k,
+            q_blocks,
+            k_blocks,
             mass=policy.mass,
             min_density=policy.min_density,
             max_density=policy.max_density,
@@ -122,14 +150,23 @@ class AttentionRun:
             num_sink_k_blocks=order.num_sink_k_blocks,
             key_mask=key_mask,
         )
+        density = block_map.density(q_blocks.shape[2], k_blocks.shape[2], key_mask)
         timer.selected()
+        if max_density is not None and density > max_density:
+            return _Attended(dense_attention(q, k, v), 1.0, "sdpa")
         note_block_map(layer, block_map)
         has_padding = len(order.gather_index) > self._tokens.num_tokens
         out = block_sparse_attention(
-            q, k, v, block_map, backend=policy.backend, key_mask=key_mask if has_padding else None
+            q_blocks,
+            k_blocks,
+            v.index_select(2, order.gather_index),
+            block_map,
+            backend=policy.backend,
+            key_mask=key_mask if has_padding else None,
+            coarse=policy.coarse,
         )
-        density = block_map.density(q.shape[2], k.shape[2], key_mask)
-        return out.index_select(2, order.scatter_index), density
+        backend = resolve_backend(policy.backend, q.device.type)
+        return _Attended(out.index_select(2, order.scatter_index), density, backend)
 
     def _attend_paper(
         self,
@@ -139,7 +176,7 @@ class AttentionRun:
         q: Tensor,
         k: Tensor,
         v: Tensor,
-    ) -> tuple[Tensor, float]:
+    ) -> _Attended:
         """As `_attend_sparse`, in the published layout: special queries apart, and dense."""
         order = self._paper_order_on(q.device, policy.hilbert)
         q, k, v = (x.index_select(2, order.gather_index) for x in (q, k, v))
@@ -155,7 +192,8 @@ class AttentionRun:
             out = torch.cat([out, dense_attention(q[:, :, num_patches:], k, v)], dim=2)
         listed = block_map.density(num_patches, num_tokens)
         density = (listed * num_patches + num_special) / num_tokens
-        return out.index_select(2, order.scatter_index), density
+        backend = resolve_backend(policy.backend, q.device.type)
+        return _Attended(out.index_select(2, order.scatter_index), density, backend)
 
     def _paper_order_on(self, device: torch.device, hilbert: bool) -> PaperOrder:
         if (device, hilbert) not in self._paper_orders:
@@ -168,6 +206,16 @@ class AttentionRun:
         if device not in self._orders:
             self._orders[device] = BlockOrder.of(self._tokens, device)
         return self._orders[device]
+
+
+@dataclass(frozen=True)
+class _Attended:
+    """What a layer's attention gave, in the model's order, and how."""
+
+    out: Tensor  # [B, H, N, D]
+    density: float
+    """Share of all (query, key) pairs that were computed."""
+    backend: str
 
 
 class _Timer:

@@ -139,7 +139,7 @@ def test_the_inner_of_two_contexts_counts(case: Case) -> None:
         before = outer.layers
         with sparsify(model, sparse) as inner:
             assert same(model(inputs), alone)
-            assert inner.layers[0].policy == "block-sparse (density 0.1)"
+            assert inner.layers[0].policy == "block-sparse (density 0.1, coarse)"
         assert outer.layers == before
         assert same(model(inputs), half)
     assert state_of(model) == state
@@ -204,7 +204,7 @@ def test_two_models_at_once() -> None:
         assert not same(models[0](inputs), dense[0])
         assert same(models[1](inputs), dense[1])
         models[2](inputs)
-    assert {layer.policy for layer in a.layers} == {"block-sparse (density 0.5)"}
+    assert {layer.policy for layer in a.layers} == {"block-sparse (density 0.5, coarse)"}
     assert {layer.policy for layer in b.layers} == {"dense"}
 
 

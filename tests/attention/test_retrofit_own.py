@@ -52,7 +52,7 @@ def test_own_model_takes_the_plan_itself() -> None:
     assert not torch.equal(out.depth, dense.depth)
     assert stats.taken == tuple(f"aggregator.global_blocks.{i}.attn" for i in range(4))
     assert stats.skipped == ()
-    assert [layer.policy for layer in stats.layers] == ["block-sparse (density 0.5)"] * 4
+    assert [layer.policy for layer in stats.layers] == ["block-sparse (density 0.5, coarse)"] * 4
     assert all(layer.time_ms > 0 for layer in stats.layers)
     assert forwards_of(model) == state
 
@@ -64,7 +64,7 @@ def test_own_model_nested_and_with_a_plan_of_the_call() -> None:
         assert outer.layers == ()
         assert {layer.policy for layer in inner.layers} == {"dense"}
         model(x, plan=AttentionPlan.block_sparse(density=0.25), heads=())
-        assert {layer.policy for layer in inner.layers} == {"block-sparse (density 0.25)"}
+        assert {layer.policy for layer in inner.layers} == {"block-sparse (density 0.25, coarse)"}
 
 
 def test_own_model_knows_its_layout() -> None:

@@ -96,7 +96,8 @@ def test_error_falls_as_density_rises() -> None:
 def test_statistics_name_layer_policy_backend_and_density() -> None:
     tokens = TokenLayout(num_frames=4, num_special=5, grid_height=16, grid_width=16)
     plan = AttentionPlan(
-        default=DensePolicy(), layers={1: BlockSparsePolicy(max_density=0.25, backend="gather")}
+        default=DensePolicy(),
+        layers={1: BlockSparsePolicy(max_density=0.25, coarse=False, backend="gather")},
     )
     run = AttentionRun(plan, tokens, 2)
     for layer in (0, 1):

@@ -73,7 +73,7 @@ def sparsify(
         >>> with torch.no_grad(), sparsify(model, AttentionPlan.block_sparse(density=0.5)) as stats:
         ...     output = model(images)
         >>> stats.taken[0], stats.skipped, stats.layers[0].policy
-        ('aggregator.global_blocks.0.attn', (), 'block-sparse (density 0.5)')
+        ('aggregator.global_blocks.0.attn', (), 'block-sparse (density 0.5, coarse)')
     """
     carrier = find_carrier(model)
     plan.check_fits(len(carrier.sites))
