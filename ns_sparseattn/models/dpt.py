@@ -7,6 +7,7 @@ channels, ``H`` x ``W`` pixels.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -66,27 +67,31 @@ def add_uv_embedding(x: Tensor, aspect: float) -> Tensor:
 
 
 class ResidualConvUnit(nn.Module):
-    """Two convolutions around which the *rectified* input is added, as in the training."""
+    """Two convolutions around which the input is added, rectified or not, as in the training."""
 
-    def __init__(self, num_features: int) -> None:
+    def __init__(self, num_features: int, *, rectifies_skip: bool = True) -> None:
         super().__init__()
+        self.rectifies_skip = rectifies_skip
         self.conv1 = nn.Conv2d(num_features, num_features, 3, padding=1)
         self.conv2 = nn.Conv2d(num_features, num_features, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a map of the shape of ``x``, ``[F, K, h, w]``."""
-        x = F.relu(x)
-        return self.conv2(F.relu(self.conv1(x))) + x
+        rectified = F.relu(x)
+        skip = rectified if self.rectifies_skip else x
+        return self.conv2(F.relu(self.conv1(rectified))) + skip
 
 
 class FusionBlock(nn.Module):
     """Merge a coarse map with the next finer one and resize the sum."""
 
-    def __init__(self, num_features: int, *, has_skip: bool = True) -> None:
+    def __init__(
+        self, num_features: int, *, has_skip: bool = True, rectifies_skip: bool = True
+    ) -> None:
         super().__init__()
         if has_skip:
-            self.resConfUnit1 = ResidualConvUnit(num_features)
-        self.resConfUnit2 = ResidualConvUnit(num_features)
+            self.resConfUnit1 = ResidualConvUnit(num_features, rectifies_skip=rectifies_skip)
+        self.resConfUnit2 = ResidualConvUnit(num_features, rectifies_skip=rectifies_skip)
         self.out_conv = nn.Conv2d(num_features, num_features, 1)
 
     def forward(
@@ -105,20 +110,57 @@ class FusionBlock(nn.Module):
         return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
-class _Scratch(nn.Module):
+class FusionPyramid(nn.Module):
+    """The four blocks that merge maps of 4, 2, 1 and 1/2 pixels a patch into one of 8."""
+
+    def __init__(
+        self, num_features: int, *, rectifies_skip: bool = True, crops_coarsest: bool = False
+    ) -> None:
+        super().__init__()
+        make = functools.partial(FusionBlock, num_features, rectifies_skip=rectifies_skip)
+        self.crops_coarsest = crops_coarsest
+        self.refinenet1 = make()
+        self.refinenet2 = make()
+        self.refinenet3 = make()
+        self.refinenet4 = make(has_skip=False)
+
+    def fuse(
+        self,
+        maps: list[Tensor],  # 4 x [F, K, h, w]
+    ) -> Tensor:
+        """Merge maps, fine to coarse, into ``[F, K, 8 gh, 8 gw]``; the list is used up.
+
+        The coarsest map, of half the patches rounded up, is resized to the size of the next, or
+        doubled and cropped to it.
+        """
+        sizes = [(x.shape[2], x.shape[3]) for x in maps]
+        coarse = (2 * sizes[3][0], 2 * sizes[3][1]) if self.crops_coarsest else sizes[2]
+        x = self.refinenet4(maps.pop(), None, coarse)[:, :, : sizes[2][0], : sizes[2][1]]
+        x = self.refinenet3(x, maps.pop(), sizes[1])
+        x = self.refinenet2(x, maps.pop(), sizes[0])
+        return self.refinenet1(x, maps.pop(), (2 * sizes[0][0], 2 * sizes[0][1]))
+
+
+def make_resize_layers(widths: Sequence[int]) -> list[nn.Module]:
+    """Return the layers that bring maps of one pixel a patch to 4, 2, 1 and 1/2."""
+    return [
+        nn.ConvTranspose2d(widths[0], widths[0], 4, stride=4),
+        nn.ConvTranspose2d(widths[1], widths[1], 2, stride=2),
+        nn.Identity(),
+        nn.Conv2d(widths[3], widths[3], 3, stride=2, padding=1),
+    ]
+
+
+class _Scratch(FusionPyramid):
     """The convolutions after the projections, under their name in the published weights."""
 
     def __init__(self, widths: Sequence[int], num_features: int, num_outputs: int) -> None:
-        super().__init__()
+        super().__init__(num_features)
 
         def to_features(width: int) -> nn.Conv2d:
             return nn.Conv2d(width, num_features, 3, padding=1, bias=False)
 
         self.layer1_rn, self.layer2_rn, self.layer3_rn, self.layer4_rn = map(to_features, widths)
-        self.refinenet1 = FusionBlock(num_features)
-        self.refinenet2 = FusionBlock(num_features)
-        self.refinenet3 = FusionBlock(num_features)
-        self.refinenet4 = FusionBlock(num_features, has_skip=False)
         self.output_conv1 = nn.Conv2d(num_features, num_features // 2, 3, padding=1)
         self.output_conv2 = nn.Sequential(
             nn.Conv2d(num_features // 2, _OUTPUT_WIDTH, 3, padding=1),
@@ -143,14 +185,7 @@ class DptHead(nn.Module):
         self.patch_size = patch_size
         self.norm = LayerNorm(dim)
         self.projects = nn.ModuleList(nn.Conv2d(dim, width, 1) for width in widths)
-        self.resize_layers = nn.ModuleList(
-            [
-                nn.ConvTranspose2d(widths[0], widths[0], 4, stride=4),
-                nn.ConvTranspose2d(widths[1], widths[1], 2, stride=2),
-                nn.Identity(),
-                nn.Conv2d(widths[3], widths[3], 3, stride=2, padding=1),
-            ]
-        )
+        self.resize_layers = nn.ModuleList(make_resize_layers(widths))
         self.scratch = _Scratch(widths, num_features, num_outputs)
 
     def forward(
@@ -180,11 +215,6 @@ class DptHead(nn.Module):
         ):
             x = self.norm(tokens).transpose(1, 2).unflatten(2, grid)
             maps.append(to_features(resize(add_uv_embedding(project(x), aspect))))
-        sizes = [(x.shape[2], x.shape[3]) for x in maps]
-        x = s.refinenet4(maps.pop(), None, sizes[2])
-        x = s.refinenet3(x, maps.pop(), sizes[1])
-        x = s.refinenet2(x, maps.pop(), sizes[0])
-        x = s.refinenet1(x, maps.pop(), (2 * sizes[0][0], 2 * sizes[0][1]))
-        x = s.output_conv1(x)
+        x = s.output_conv1(s.fuse(maps))
         x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=True)
         return s.output_conv2(add_uv_embedding(x, aspect))
