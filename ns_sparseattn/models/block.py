@@ -39,6 +39,9 @@ class BlockConfig:
     """Two linear layers around a GELU, or the gated kind with as many parameters."""
     has_qk_norm: bool = False
     """Whether queries and keys pass a layer norm per head (epsilon 1e-5) before the rotation."""
+    rotates_in_value_dtype: bool = False
+    """Whether queries and keys take the dtype of the values before they are rotated, as in Pi3,
+    and not after. Makes a difference in 16-bit runs alone."""
     has_layer_scale: bool = True
     """Whether each branch is multiplied by a learned vector."""
 
@@ -96,6 +99,7 @@ class Attention(nn.Module):
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
+        self.rotates_in_value_dtype = config.rotates_in_value_dtype
         self.qkv = nn.Linear(config.dim, 3 * config.dim)
         self.q_norm = LayerNorm(config.head_size) if config.has_qk_norm else nn.Identity()
         self.k_norm = LayerNorm(config.head_size) if config.has_qk_norm else nn.Identity()
@@ -110,6 +114,8 @@ class Attention(nn.Module):
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [..., T, 3, h, D]
         q, k, v = (part.transpose(-3, -2) for part in qkv.unbind(-3))
         q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotates_in_value_dtype:
+            q, k = q.to(v.dtype), k.to(v.dtype)
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
         # The norms raise 16-bit values to float32; attention wants one dtype.

@@ -6,11 +6,15 @@ Axes: ``B`` scenes, ``F`` frames, ``H`` x ``W`` pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Mean of red, green and blue that every encoder was trained with."""
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Their deviation."""
 
 
 def check_images(images: object, patch_size: int) -> Tensor:
@@ -53,9 +57,10 @@ def check_images(images: object, patch_size: int) -> Tensor:
 
 def normalize_images(
     images: Tensor,  # [..., 3, H, W]
+    mean: Sequence[float] | Tensor = IMAGENET_MEAN,
+    std: Sequence[float] | Tensor = IMAGENET_STD,
 ) -> Tensor:
-    """Scale uint8 to [0, 1], apply the ImageNet mean and deviation, and return float32."""
+    """Scale uint8 to [0, 1], apply mean and deviation of each channel, and return float32."""
     scaled = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-    mean = scaled.new_tensor(_IMAGENET_MEAN).view(3, 1, 1)
-    std = scaled.new_tensor(_IMAGENET_STD).view(3, 1, 1)
+    mean, std = (torch.as_tensor(x).to(scaled).view(3, 1, 1) for x in (mean, std))
     return (scaled - mean) / std

@@ -32,7 +32,6 @@ _ATTENTION_COPIES = 8
 # last layers.
 _HEAD_VALUES_PER_FEATURE = 4
 _HEAD_VALUES = 100
-_NUM_TAPS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,12 @@ class RunShape:
     num_pixels: int
     """Network pixels of a frame."""
     head_features: int
-    """Channels of the fused maps of the dense heads, 0 if none runs."""
+    """Channels of the widest map of a dense head at about the size of the image, 0 if there is
+    none."""
+    num_taps: int
+    """Layers whose tokens, of twice the channels, are kept for heads."""
+    num_maps: int = 2
+    """Output values per pixel: depth and confidence, or more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +89,12 @@ def plan_memory(
         free = _USABLE_SHARE * free_memory_gib(device)
     token_values = shape.num_frames * shape.num_tokens * shape.dim / _BYTES_PER_GIB
     compute_bytes = 4 if compute_dtype is None else compute_dtype.itemsize
-    # The residual stream stays float32; outputs are two maps per frame, twice while chunks are
-    # joined.
-    stream = 4 * token_values + 16 * shape.num_frames * shape.num_pixels / _BYTES_PER_GIB
+    # The residual stream stays float32, and so do the outputs, which are there twice while chunks
+    # are joined.
+    map_values = 2 * shape.num_maps * shape.num_frames * shape.num_pixels / _BYTES_PER_GIB
+    stream = 4 * (token_values + map_values)
     attention = _ATTENTION_COPIES * compute_bytes * token_values
-    tap_values = 2 * _NUM_TAPS * token_values if shape.head_features else 0.0
+    tap_values = 2 * shape.num_taps * token_values
 
     tap_dtype = torch.float32
     is_large = 4 * tap_values > free / 4

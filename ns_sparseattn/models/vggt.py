@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import AttentionPlan, AttentionRun, LayerStats, TokenLayout
-from ..errors import ReconstructionError
 from ..prediction import Prediction, StageRecord
-from ..stages import Progress, StageRecorder
+from ..stages import Progress
 from .aggregator import Aggregator, AggregatorOutput
 from .camera_head import CameraHead
-from .compute import InferenceOptions, autocast, full_precision, resolve_precision, spans
+from .compute import InferenceOptions, full_precision, spans
 from .dpt import DptHead
+from .forward_run import ForwardRun, explain_lack_of_memory, focal_notes
 from .images import check_images, normalize_images
-from .memory import MemoryPlan, RunShape, plan_memory
+from .memory import RunShape
 from .pose_encoding import activate_pose_encoding, decode_pose
 from .rope import grid_positions, rope_table
 from .vggt_config import VGGTConfig
@@ -58,20 +57,6 @@ class VGGTOutput:
     """What each global layer's attention did."""
     stages: tuple[StageRecord, ...] = ()
     """Time and peak memory of each stage."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """Everything that stays the same during one run."""
-
-    device: torch.device
-    dtype: torch.dtype | None
-    memory: MemoryPlan
-    grid: tuple[int, int]
-    recorder: StageRecorder
-
-    def autocast(self) -> AbstractContextManager[object]:
-        return autocast(self.device, self.dtype)
 
 
 def activate_depth(raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,13 +198,8 @@ class VGGT(nn.Module):
         """
         if isinstance(images, Tensor) and images.ndim != 4:
             raise ValueError(f"`images` must have shape [F, 3, H, W], got {list(images.shape)}.")
-        try:
+        with explain_lack_of_memory(len(images), self.device):
             output = self(images, plan=plan, options=options, progress=progress)
-        except torch.cuda.OutOfMemoryError as error:
-            raise ReconstructionError(
-                f"{len(images)} frames did not fit into the memory of {self.device}. Use fewer "
-                "photos, a smaller `long_side`, or set `memory_gib` below what is free."
-            ) from error
         tensors = {
             "cam_from_world": output.cam_from_world,
             "intrinsics": output.intrinsics,
@@ -229,11 +209,12 @@ class VGGT(nn.Module):
         fields = {
             name: value[0].float().cpu() for name, value in tensors.items() if value is not None
         }
-        flat_views = int((~torch.isfinite(fields["intrinsics"])).any(-1).any(-1).sum())
-        notes = ()
-        if flat_views:
-            notes = (f"{flat_views} of {len(images)} frames have no finite focal length.",)
-        return Prediction(**fields, attention=output.attention, stages=output.stages, notes=notes)
+        return Prediction(
+            **fields,
+            attention=output.attention,
+            stages=output.stages,
+            notes=focal_notes(fields["intrinsics"]),
+        )
 
     def encode(
         self,
@@ -252,28 +233,23 @@ class VGGT(nn.Module):
         heads: Collection[Head],
         options: InferenceOptions,
         progress: Progress | None,
-    ) -> _Run:
-        device, config = self.device, self.config
+    ) -> ForwardRun:
+        config = self.config
         batch, num_frames, _, height, width = images.shape
         grid = (height // config.patch_size, width // config.patch_size)
-        dtype = resolve_precision(options.precision, device)
+        has_dense = bool({"depth", "points"} & set(heads))
         shape = RunShape(
             num_frames=batch * num_frames,
             num_tokens=config.num_special + grid[0] * grid[1],
             dim=config.embed_dim,
             num_pixels=height * width,
-            head_features=config.dpt_features if {"depth", "points"} & set(heads) else 0,
+            head_features=config.dpt_features if has_dense else 0,
+            num_taps=len(config.taps) if has_dense else 0,
         )
-        return _Run(
-            device=device,
-            dtype=dtype,
-            memory=plan_memory(shape, options, device, dtype),
-            grid=grid,
-            recorder=StageRecorder(device, progress),
-        )
+        return ForwardRun.begin(shape, grid, options, self.device, progress)
 
     def _aggregate(
-        self, images: Tensor, plan: AttentionPlan, taps: Collection[int], run: _Run
+        self, images: Tensor, plan: AttentionPlan, taps: Collection[int], run: ForwardRun
     ) -> tuple[AggregatorOutput, tuple[LayerStats, ...]]:
         config, num_frames = self.config, images.shape[1]
         attention = AttentionRun(
@@ -304,23 +280,12 @@ class VGGT(nn.Module):
             )
         return aggregated, tuple(attention.stats)
 
-    def _encode(self, images: Tensor, run: _Run) -> Tensor:
+    def _encode(self, images: Tensor, run: ForwardRun) -> Tensor:
         """Return special and patch tokens before the first layer, ``[B, F, T, C]`` in float32."""
-        batch, num_frames = images.shape[:2]
-        num_special = self.config.num_special
-        num_patches = run.grid[0] * run.grid[1]
-        special = self.aggregator.special_tokens(num_frames).float()
-        x = special.new_empty(batch, num_frames, num_special + num_patches, special.shape[-1])
-        x[:, :, :num_special] = special
-        with run.recorder.stage("encoder", num_frames) as report, run.autocast():
-            for start, stop in spans(num_frames, run.memory.frames_per_chunk):
-                pixels = normalize_images(images[:, start:stop].to(run.device))
-                patches = self.aggregator.patch_embed(pixels.flatten(0, 1))
-                x[:, start:stop, num_special:] = patches.unflatten(0, (batch, stop - start))
-                report(stop)
-        return x
+        special = self.aggregator.special_tokens(images.shape[1])
+        return run.encode(images, special, normalize_images, self.aggregator.patch_embed)
 
-    def _decode_cameras(self, camera_tokens: Tensor, run: _Run) -> dict[str, Tensor]:
+    def _decode_cameras(self, camera_tokens: Tensor, run: ForwardRun) -> dict[str, Tensor]:
         height, width = (side * self.config.patch_size for side in run.grid)
         with run.recorder.stage("camera", 1) as report:
             encodings = activate_pose_encoding(self.camera_head(camera_tokens))
@@ -338,7 +303,7 @@ class VGGT(nn.Module):
         head: DptHead,
         activate: Callable[[Tensor], tuple[Tensor, Tensor]],
         aggregated: AggregatorOutput,
-        run: _Run,
+        run: ForwardRun,
     ) -> tuple[Tensor, Tensor]:
         taps = [aggregated.taps[layer] for layer in self.config.taps]
         batch, num_frames = taps[0].shape[:2]

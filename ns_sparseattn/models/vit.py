@@ -32,6 +32,8 @@ class VitConfig:
     """Number of blocks."""
     num_heads: int = 16
     """Attention heads."""
+    num_channels: int = 3
+    """Channels of the image."""
     patch_size: int = 14
     """Side of a patch, in pixels."""
     image_size: int = 518
@@ -87,16 +89,18 @@ def resize_position_grid(
     return torch.cat([class_part, grid], dim=1)
 
 
-class _PatchProjection(nn.Module):
+class PatchProjection(nn.Module):
     """The strided convolution that turns pixels into patch tokens."""
 
-    def __init__(self, config: VitConfig) -> None:
+    def __init__(self, *, num_channels: int, dim: int, patch_size: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(
-            3, config.dim, kernel_size=config.patch_size, stride=config.patch_size
-        )
+        self.proj = nn.Conv2d(num_channels, dim, kernel_size=patch_size, stride=patch_size)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,  # [F, K, H, W]
+    ) -> Tensor:
+        """Return one token per patch, ``[F, P, C]``."""
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
@@ -114,7 +118,9 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid_size**2, dim))
         if config.num_registers:
             self.register_tokens = nn.Parameter(torch.zeros(1, config.num_registers, dim))
-        self.patch_embed = _PatchProjection(config)
+        self.patch_embed = PatchProjection(
+            num_channels=config.num_channels, dim=dim, patch_size=config.patch_size
+        )
         self.blocks = nn.ModuleList(Block(block) for _ in range(config.depth))
         if config.has_final_norm:
             self.norm = LayerNorm(dim, eps=_NORM_EPS)

@@ -105,6 +105,7 @@ def _shape(num_frames: int, head_features: int = 256) -> RunShape:
         dim=1024,
         num_pixels=518 * 518,
         head_features=head_features,
+        num_taps=4 if head_features else 0,
     )
 
 
