@@ -7,11 +7,15 @@ Axes: ``F`` frames, ``H`` network rows, ``W`` network columns.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from .attention.stats import LayerStats
 from .errors import check_tensor
+
+ScaleKind = Literal["relative", "metric"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,9 @@ class Prediction:
     depth: Tensor  # [F, H, W]
     """z-depth in the model's scale."""
     confidence: Tensor  # [F, H, W]
-    """Larger is better; comparable within one prediction only."""
+    """The model's own value; larger is better; comparable within one prediction only."""
+    scale: ScaleKind = "relative"
+    """Whether lengths are meant to be metres, or have a scale of their own in each prediction."""
     attention: tuple[LayerStats, ...] = ()
     """What each global attention layer did."""
     stages: tuple[StageRecord, ...] = ()
@@ -58,3 +64,15 @@ class Prediction:
     def num_frames(self) -> int:
         """Frames that were predicted."""
         return int(self.depth.shape[0])
+
+    def confidence_rank(self) -> Tensor:
+        """Return the confidence on one scale for all models.
+
+        Returns:
+            ``[F, H, W]`` float32 in [0, 1): the share of all pixels that have less confidence. What
+            is no number counts as the least.
+        """
+        values = self.confidence.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        ordered = values.flatten().sort().values
+        lower = torch.searchsorted(ordered, values.flatten())
+        return (lower / len(ordered)).float().reshape(values.shape)
