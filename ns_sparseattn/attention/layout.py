@@ -86,11 +86,14 @@ class TokenLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockOrder:
-    """A re-ordering of tokens into blocks: patches, padding, special tokens."""
+    """A re-ordering of tokens into blocks: patches, padding, special tokens.
 
-    gather_index: Tensor  # [M] int64
+    There is one for all batch slots (``G = 1``) or one for each (``G = B``).
+    """
+
+    gather_index: Tensor  # [G, M] int64
     """Token that each place holds; padding repeats token 0."""
-    scatter_index: Tensor  # [N] int64
+    scatter_index: Tensor  # [G, N] int64
     """Place of each token."""
     key_mask: Tensor  # [1, M] bool
     """False at the padding."""
@@ -100,21 +103,54 @@ class BlockOrder:
     """Trailing key blocks, those of the special tokens, which everyone attends to."""
 
     @classmethod
-    def of(cls, tokens: TokenLayout, device: torch.device) -> BlockOrder:
-        """Build the order of a layout on a device; patches stay frame by frame, row by row."""
-        patches = tokens.patch_ids(device).flatten()
-        specials = tokens.special_ids(device)
-        num_padding = -len(patches) % BLOCK_Q
-        gather_index = torch.cat([patches, patches.new_zeros(num_padding), specials])
-        exists = torch.ones(len(gather_index), dtype=torch.bool, device=device)
-        exists[len(patches) : len(patches) + num_padding] = False
-        places = torch.arange(len(gather_index), device=device)
-        scatter_index = torch.empty(tokens.num_tokens, dtype=torch.int64, device=device)
-        scatter_index[gather_index[exists]] = places[exists]
+    def of(
+        cls, tokens: TokenLayout, device: torch.device, patch_order: Tensor | None = None
+    ) -> BlockOrder:
+        """Build the order of a layout on a device.
+
+        Args:
+            tokens: How the model's tokens lie.
+            device: Where the indices will be.
+            patch_order: ``[G, num_frames * num_patches]`` int64, the patches of all frames as they
+                are to follow each other; none for frame by frame, row by row.
+        """
+        patches = tokens.patch_ids(device).reshape(1, -1)
+        if patch_order is not None:
+            patches = patches[0, patch_order.to(device)]
+        specials = tokens.special_ids(device).expand(len(patches), -1)
+        num_patches = patches.shape[1]
+        num_padding = -num_patches % BLOCK_Q
+        padding = patches.new_zeros(len(patches), num_padding)
+        gather_index = torch.cat([patches, padding, specials], dim=1)
+        exists = torch.ones(gather_index.shape[1], dtype=torch.bool, device=device)
+        exists[num_patches : num_patches + num_padding] = False
+        places = torch.arange(len(exists), device=device)[exists].expand(len(patches), -1)
+        scatter_index = torch.empty_like(places).scatter_(1, gather_index[:, exists], places)
         return cls(
             gather_index=gather_index,
             scatter_index=scatter_index,
             key_mask=exists[None],
-            num_full_q_blocks=-(-len(specials) // BLOCK_Q),
-            num_sink_k_blocks=-(-len(specials) // BLOCK_K),
+            num_full_q_blocks=-(-specials.shape[1] // BLOCK_Q),
+            num_sink_k_blocks=-(-specials.shape[1] // BLOCK_K),
         )
+
+    @property
+    def has_padding(self) -> bool:
+        """Whether some places hold no token."""
+        return self.gather_index.shape[1] > self.scatter_index.shape[1]
+
+    def lay_out(self, x: Tensor) -> Tensor:
+        """Bring ``[B, H, N, D]`` from the model's order into blocks, ``[B, H, M, D]``."""
+        return _take(x, self.gather_index)
+
+    def put_back(self, x: Tensor) -> Tensor:
+        """Bring ``[B, H, M, D]`` from blocks back into the model's order, ``[B, H, N, D]``."""
+        return _take(x, self.scatter_index)
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """Index the tokens of ``x [B, H, any, D]`` with ``index [1 or B, T]``."""
+    if len(index) == 1:
+        return x.index_select(2, index[0])
+    # One batch slot at a time: a gather would want the index repeated for each head and channel.
+    return torch.stack([one.index_select(1, ids) for one, ids in zip(x, index, strict=True)])

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 from .backends import BackendName
 
@@ -40,6 +40,10 @@ class FramePolicy:
         return "first-frame" if self.with_first_frame else "frame-only"
 
 
+PatchOrder = Literal["tiles", "hilbert", "raster"]
+"""How patches follow each other: tiles across similar frames, or frame by frame along a Hilbert
+curve or row by row."""
+
 Share = float | tuple[float, ...]
 """A share in [0, 1] of all heads, or one for each head."""
 
@@ -56,10 +60,14 @@ class BlockSparsePolicy:
     """Share of the key blocks kept at most."""
     coarse: bool = True
     """Whether blocks that are left out contribute through the means of their keys and values."""
+    order: PatchOrder = "tiles"
+    """How patches are grouped into blocks."""
     backend: BackendName = "auto"
     """What computes it."""
 
     def __post_init__(self) -> None:
+        if self.order not in get_args(PatchOrder):
+            raise ValueError(f"`order` must be one of {get_args(PatchOrder)}, got {self.order!r}.")
         for mass in _each(1.0 if self.mass is None else self.mass):
             if not 0.0 < mass <= 1.0:
                 raise ValueError(f"`mass` must be in (0, 1], got {mass:g}.")
@@ -89,6 +97,8 @@ class BlockSparsePolicy:
             wanted.append(f"density {_spell(self.max_density)}")
         if self.coarse:
             wanted.append("coarse")
+        if self.order != "tiles":
+            wanted.append(self.order)
         return f"block-sparse ({', '.join(wanted)})"
 
 
@@ -183,7 +193,12 @@ class AttentionPlan:
 
     @classmethod
     def block_sparse(
-        cls, *, density: float | None = None, mass: float | None = None, coarse: bool = True
+        cls,
+        *,
+        density: float | None = None,
+        mass: float | None = None,
+        coarse: bool | None = None,
+        layout: PatchOrder | Literal["paper"] = "tiles",
     ) -> AttentionPlan:
         """Return a plan with one block-sparse policy for all layers.
 
@@ -191,10 +206,15 @@ class AttentionPlan:
             density: Share of the key blocks that every query block keeps, or keeps at most if
                 `mass` is given.
             mass: Share of the pooled softmax to reach.
-            coarse: Let blocks that are left out contribute through their means.
+            coarse: Let blocks that are left out contribute through their means. Not said, they do,
+                unless the layout is the published one, which cannot.
+            layout: How tokens are grouped into blocks. ``paper`` is the published layout together
+                with the published selection, as `PaperPolicy` describes them: `density` is then the
+                least share kept and `mass` the share that may be filled.
 
         Raises:
-            ValueError: If neither is given, or one is out of range.
+            ValueError: If neither share is given, one is out of range, or `coarse` is asked of the
+                published layout.
 
         Example:
             >>> AttentionPlan.block_sparse(density=0.25).policy(3).name
@@ -202,8 +222,19 @@ class AttentionPlan:
         """
         if density is None and mass is None:
             raise ValueError("A block-sparse plan needs `density`, `mass`, or both.")
-        max_density = 1.0 if density is None else density
-        return cls(default=BlockSparsePolicy(mass=mass, max_density=max_density, coarse=coarse))
+        if layout == "paper":
+            if coarse:
+                raise ValueError("`coarse` must be false with `layout` paper, which has no such.")
+            sparse_ratio = None if density is None else 1.0 - density
+            return cls.paper(sparse_ratio=sparse_ratio, cdf_threshold=mass)
+        return cls(
+            default=BlockSparsePolicy(
+                mass=mass,
+                max_density=1.0 if density is None else density,
+                coarse=coarse is not False,
+                order=layout,
+            )
+        )
 
     @classmethod
     def paper(

@@ -19,6 +19,7 @@ from .api import block_sparse_attention, resolve_backend
 from .crossover import crossover
 from .dense import dense_attention
 from .frame_attention import frame_attention
+from .hilbert import hilbert_order
 from .layout import BLOCK_K, BLOCK_Q, BlockOrder, TokenLayout
 from .paper import PaperOrder, select_paper_blocks
 from .plan import (
@@ -28,10 +29,12 @@ from .plan import (
     FramePolicy,
     LayerPolicy,
     PaperPolicy,
+    PatchOrder,
 )
 from .recording import note_block_map
 from .selection import select_blocks
 from .stats import LayerStats
+from .tiles import chain_frames, tile_order
 
 
 class AttentionRun:
@@ -50,7 +53,7 @@ class AttentionRun:
         plan.check_fits(num_layers)
         self._plan = plan
         self._tokens = tokens
-        self._orders: dict[torch.device, BlockOrder] = {}
+        self._orders: dict[tuple[torch.device, PatchOrder], BlockOrder] = {}
         self._paper_orders: dict[tuple[torch.device, bool], PaperOrder] = {}
         self._timed: list[tuple[LayerStats, _Timer]] = []
 
@@ -135,8 +138,8 @@ class AttentionRun:
 
         Above `max_density` the selection is dropped and dense attention used.
         """
-        order = self._order_on(q.device)
-        q_blocks, k_blocks = (x.index_select(2, order.gather_index) for x in (q, k))
+        order = self._order_of(policy, k)
+        q_blocks, k_blocks = order.lay_out(q), order.lay_out(k)
         key_mask = order.key_mask.expand(q.shape[0], -1)
         block_map = select_blocks(
             q_blocks,
@@ -155,18 +158,17 @@ class AttentionRun:
         if max_density is not None and density > max_density:
             return _Attended(dense_attention(q, k, v), 1.0, "sdpa")
         note_block_map(layer, block_map)
-        has_padding = len(order.gather_index) > self._tokens.num_tokens
         out = block_sparse_attention(
             q_blocks,
             k_blocks,
-            v.index_select(2, order.gather_index),
+            order.lay_out(v),
             block_map,
             backend=policy.backend,
-            key_mask=key_mask if has_padding else None,
+            key_mask=key_mask if order.has_padding else None,
             coarse=policy.coarse,
         )
         backend = resolve_backend(policy.backend, q.device.type)
-        return _Attended(out.index_select(2, order.scatter_index), density, backend)
+        return _Attended(order.put_back(out), density, backend)
 
     def _attend_paper(
         self,
@@ -202,10 +204,22 @@ class AttentionRun:
             )
         return self._paper_orders[device, hilbert]
 
-    def _order_on(self, device: torch.device) -> BlockOrder:
-        if device not in self._orders:
-            self._orders[device] = BlockOrder.of(self._tokens, device)
-        return self._orders[device]
+    def _order_of(self, policy: BlockSparsePolicy, k: Tensor) -> BlockOrder:
+        """Return a policy's order; the keys of the first layer that asks decide for all."""
+        key = (k.device, policy.order)
+        if key not in self._orders:
+            patches = None
+            if policy.order == "tiles":
+                # Batch slots are scenes of their own, each with its own chain of frames.
+                patches = torch.stack(
+                    [tile_order(self._tokens, chain_frames(scene, self._tokens)) for scene in k]
+                )
+            elif policy.order == "hilbert":
+                curve = hilbert_order(self._tokens.grid_height, self._tokens.grid_width)
+                frames = torch.arange(self._tokens.num_frames)[:, None] * self._tokens.num_patches
+                patches = (frames + torch.tensor(curve)).reshape(1, -1)
+            self._orders[key] = BlockOrder.of(self._tokens, k.device, patches)
+        return self._orders[key]
 
 
 @dataclass(frozen=True)

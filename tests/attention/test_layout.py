@@ -58,8 +58,8 @@ def test_every_token_is_a_patch_or_special(tokens: TokenLayout) -> None:
 @pytest.mark.parametrize("tokens", LAYOUTS)
 def test_blocks_of_special_tokens_hold_nothing_else(tokens: TokenLayout) -> None:
     order = BlockOrder.of(tokens, torch.device("cpu"))
-    places = order.scatter_index[tokens.special_ids()]
-    num_places = len(order.gather_index)
+    places = order.scatter_index[0, tokens.special_ids()]
+    num_places = order.gather_index.shape[1]
     for block, num_blocks in (
         (BLOCK_Q, order.num_full_q_blocks),
         (BLOCK_K, order.num_sink_k_blocks),

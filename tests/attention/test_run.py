@@ -51,11 +51,13 @@ def test_keeping_everything_is_dense_attention(tokens: TokenLayout) -> None:
 @pytest.mark.parametrize("tokens", LAYOUTS)
 def test_block_order_keeps_special_tokens_in_blocks_of_their_own(tokens: TokenLayout) -> None:
     order = BlockOrder.of(tokens, torch.device("cpu"))
-    num_places = len(order.gather_index)
-    held = order.gather_index[order.key_mask[0]]
+    num_places = order.gather_index.shape[1]
+    held = order.gather_index[order.key_mask]
     assert sorted(held.tolist()) == list(range(tokens.num_tokens)), "each token has one place"
-    assert torch.equal(order.gather_index[order.scatter_index], torch.arange(tokens.num_tokens))
-    is_special = order.gather_index % tokens.tokens_per_frame < tokens.num_special
+    assert torch.equal(
+        order.gather_index[0, order.scatter_index[0]], torch.arange(tokens.num_tokens)
+    )
+    is_special = order.gather_index[0] % tokens.tokens_per_frame < tokens.num_special
     is_special &= order.key_mask[0]
     for block, num_blocks in (
         (BLOCK_Q, order.num_full_q_blocks),

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Patches ordered in tiles across frames, so that a block holds one place of a few similar photos.
+
+A block of 64 keys is 4 by 4 patches of four frames, a block of 128 queries two such tiles side by
+side. Compared with runs of patches within a frame that makes the tokens of a block more alike: more
+attention mass in as many blocks, and means that stand better for what is left out
+(``python -m benchmarks.selection``). Photos rarely come in a useful order, so the frames are first
+chained by similarity.
+
+Axes: ``H`` heads, ``N`` the model's tokens, ``F`` frames, ``P`` patches of a frame,
+``D`` head size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .layout import TokenLayout
+
+TILE = 4
+"""Patches along each side of a tile."""
+FRAMES = 4
+"""Frames of a tile; with `TILE` squared they fill a key block of 64."""
+
+_FRAMES_PER_CHUNK = 32
+"""Frames whose keys are pooled at once, which bounds memory."""
+
+
+def tile_order(
+    tokens: TokenLayout,
+    frame_order: Tensor,  # [F] int64
+) -> Tensor:
+    """Return the patches of all frames in tiles.
+
+    Consecutive frames of `frame_order` form groups; each group is walked through tile by tile, in
+    rows that alternate in direction, so that tiles cut short at the border leave the next block
+    among neighbours.
+
+    Returns:
+        ``[F * P]`` int64 on the CPU: ids ``frame * P + row * grid_width + column``.
+    """
+    height, width = tokens.grid_height, tokens.grid_width
+    place, row, column = torch.meshgrid(
+        torch.arange(tokens.num_frames),
+        torch.arange(height),
+        torch.arange(width),
+        indexing="ij",
+    )
+    tile_row, tile_column = row // TILE, column // TILE
+    tile_column = torch.where(tile_row % 2 == 0, tile_column, -tile_column)
+    ids = frame_order.cpu()[place] * tokens.num_patches + row * width + column
+    # numpy sorts by the last key first.
+    keys = (column, row, place, tile_column, tile_row, place // FRAMES)
+    order = np.lexsort([key.flatten().numpy() for key in keys])
+    return ids.flatten()[torch.from_numpy(order)]
+
+
+@torch.no_grad()
+def chain_frames(
+    k: Tensor,  # [H, N, D]
+    tokens: TokenLayout,
+) -> Tensor:
+    """Order frames so that each follows the one most similar to it, beginning with the first.
+
+    Two frames are similar if their mean keys agree tile by tile: they show the same things in the
+    same places, which is what shared blocks need.
+
+    Args:
+        k: ``[H, N, D]``, the keys of one scene in the model's order.
+        tokens: How they lie.
+
+    Returns:
+        ``[F]`` int64 on the CPU.
+    """
+    # A caller's autocast would leave 8 bits of the similarities.
+    with torch.autocast(k.device.type, enabled=False):
+        features = F.normalize(_tile_means(k, tokens), dim=-1)  # [F, any]
+        similarity = (features @ features.T).cpu().numpy().copy()
+    chain = [0]
+    for _ in range(tokens.num_frames - 1):
+        # Nobody may be followed by a frame that is in the chain already.
+        similarity[:, chain[-1]] = -np.inf
+        chain.append(int(similarity[chain[-1]].argmax()))
+    return torch.tensor(chain)
+
+
+def _tile_means(k: Tensor, tokens: TokenLayout) -> Tensor:
+    """Return each frame's mean keys over squares of two by two tiles, ``[F, any]`` float32."""
+    grid = (tokens.grid_height, tokens.grid_width)
+    means = []
+    for ids in tokens.patch_ids(k.device).split(_FRAMES_PER_CHUNK):
+        keys = k[:, ids].float()  # [H, f, P, D]
+        images = keys.permute(1, 0, 3, 2).flatten(1, 2).unflatten(-1, grid)
+        means.append(F.avg_pool2d(images, 2 * TILE, ceil_mode=True).flatten(1))
+    return torch.cat(means)
