@@ -23,6 +23,7 @@ from pathlib import Path
 from .golden_block_mask import BLOCK_MASK, HILBERT
 from .golden_block_mask_vggt import BLOCK_MASK_VGGT
 from .golden_file import Check, GoldenError, GoldenFile, GoldenKind
+from .golden_map import MAP_OUTPUTS
 from .golden_units_vggt import UNITS_VGGT
 from .golden_vggt import VGGT_OUTPUTS
 
@@ -30,7 +31,14 @@ __all__ = ["KINDS", "GoldenResult", "check_file", "main"]
 
 logger = logging.getLogger(__name__)
 
-KINDS: tuple[GoldenKind, ...] = (VGGT_OUTPUTS, UNITS_VGGT, BLOCK_MASK, BLOCK_MASK_VGGT, HILBERT)
+KINDS: tuple[GoldenKind, ...] = (
+    VGGT_OUTPUTS,
+    UNITS_VGGT,
+    BLOCK_MASK,
+    BLOCK_MASK_VGGT,
+    HILBERT,
+    MAP_OUTPUTS,
+)
 """Every kind of file that can be checked; the first whose pattern matches the tag is used."""
 
 _MISSING_MODELS = {r"golden-\w+/block_mask/sparse_pi3/": "pi3"}
