@@ -10,6 +10,7 @@ import tyro
 
 from .console import run_process
 from .doctor import Doctor
+from .judging import Compare, Evaluate
 from .pipeline import ProcessOptions
 
 
@@ -33,6 +34,8 @@ class _Arguments:
 
     command: (
         Annotated[Process, tyro.conf.subcommand("process")]
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Doctor, tyro.conf.subcommand("doctor")]
     )
     """What to do."""

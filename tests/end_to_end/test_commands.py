@@ -289,13 +289,15 @@ def test_bug_keeps_its_traceback(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        pytest.param((), ("process", "doctor"), id="all"),
+        pytest.param((), ("process", "evaluate", "compare", "doctor"), id="all"),
         pytest.param(
             ("process",),
             ("--data", "--output-dir", "--weights", "--density", "--masks", "--overwrite"),
             id="process",
         ),
         pytest.param(("doctor",), ("Print versions",), id="doctor"),
+        pytest.param(("evaluate",), ("--reference", "--photos"), id="evaluate"),
+        pytest.param(("compare",), ("FIRST", "SECOND"), id="compare"),
     ],
 )
 def test_help_is_0_and_names_the_flags(

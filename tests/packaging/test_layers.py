@@ -25,9 +25,11 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"models", "scene"}),
     frozenset({"configs"}),
     frozenset({"export"}),
+    frozenset({"evaluate"}),
     frozenset({"testing"}),
     frozenset({"pipeline"}),
     frozenset({"console", "doctor"}),
+    frozenset({"judging"}),
     frozenset({"cli"}),
     frozenset({"demo", "nerfstudio"}),
 )
