@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..geometry import quaternion_to_rotation
+
 _LAYER_SCALE_MEAN, _LAYER_SCALE_STD = 0.3, 0.05
 _NORM_STD = 0.1
 _BIAS_STD = 0.05
@@ -85,6 +87,35 @@ def make_images(image_tag: str, num_frames: int, height: int, width: int) -> Ten
             wave = np.sin(2 * np.pi * (frequency_x * x + frequency_y * y) + phase)
             images[frame, channel] = np.clip(0.5 + 0.3 * wave + 0.2 * (2 * noise - 1), 0, 1)
     return torch.from_numpy(images)
+
+
+def make_pose(tag: str, frame: int) -> Tensor:
+    """Return one frame's ``world_from_cam``, float64 ``[3, 4]``, about 30 degrees off identity."""
+    rng = named_rng(f"{tag}/pose/{frame}")
+    quaternion_xyzw = np.array([0.0, 0.0, 0.0, 1.0]) + 0.3 * rng.standard_normal(4)
+    translation = torch.from_numpy(rng.standard_normal(3))
+    rotation = quaternion_to_rotation(torch.from_numpy(quaternion_xyzw).roll(1))
+    return torch.cat([rotation, translation.unsqueeze(-1)], dim=-1)
+
+
+def make_intrinsics(tag: str, frame: int, height: int, width: int) -> Tensor:
+    """Return one frame's intrinsics, float64 ``[3, 3]``, first pixel centre at (0, 0)."""
+    rng = named_rng(f"{tag}/intrinsics/{frame}")
+    intrinsics = torch.eye(3, dtype=torch.float64)
+    # Both focal lengths are drawn in units of the width.
+    intrinsics[0, 0] = width * rng.uniform(0.8, 1.2)
+    intrinsics[1, 1] = width * rng.uniform(0.8, 1.2)
+    intrinsics[0, 2] = width * rng.uniform(0.45, 0.55)
+    intrinsics[1, 2] = height * rng.uniform(0.45, 0.55)
+    return intrinsics
+
+
+def make_depth(tag: str, frame: int, height: int, width: int) -> Tensor:
+    """Return one frame's z-depth, float32 ``[H, W]`` between 1 and 5, a tenth of it 0."""
+    rng = named_rng(f"{tag}/depth/{frame}")
+    depth = 1 + 4 * rng.random((height, width))
+    depth[rng.random((height, width)) < 0.1] = 0
+    return torch.from_numpy(depth.astype(np.float32))
 
 
 def make_qkv(
