@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from rich.console import Console
 
-from .console import run_process
+from .console import run_process, set_up_logging, stage_progress, user_errors
 from .doctor import Doctor
+from .export import write_undistorted
 from .judging import Compare, Evaluate
+from .options import ExportOptions
 from .pipeline import ProcessOptions
 
 
@@ -29,6 +35,33 @@ class Process(ProcessOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Undistort(ExportOptions):
+    """Write the twin of a scene folder that has no lens distortion: PINHOLE cameras throughout."""
+
+    undistort: tyro.conf.Suppress[bool] = False
+    scene: tyro.conf.Positional[Path]
+    """The scene folder; it is not changed."""
+    output_dir: tyro.conf.Positional[Path]
+    """Folder to write the twin to; must not exist yet, or be empty, unless `overwrite` is set."""
+    verbose: bool = False
+    """Show every step, and tracebacks of errors."""
+
+    def main(self) -> None:
+        """Write the twin and print where it is."""
+        with user_errors(verbose=self.verbose):
+            set_up_logging(verbose=self.verbose)
+            with stage_progress() as progress:
+                written = write_undistorted(
+                    self.scene,
+                    self.output_dir,
+                    self,
+                    progress=partial(progress, "write scene"),
+                )
+            line = f"Scene: {written.root}\nNext: {written.train_command()}"
+            Console(file=sys.stdout).print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Arguments:
     """Photos in, camera poses and points out, for nerfstudio."""
 
@@ -36,6 +69,7 @@ class _Arguments:
         Annotated[Process, tyro.conf.subcommand("process")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
+        | Annotated[Undistort, tyro.conf.subcommand("undistort")]
         | Annotated[Doctor, tyro.conf.subcommand("doctor")]
     )
     """What to do."""

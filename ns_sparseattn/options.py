@@ -150,6 +150,9 @@ class ExportOptions:
     """Number of times to halve the photos: 3 writes images_2, images_4 and images_8."""
     colmap_text: bool = False
     """Also write the COLMAP model as text, in colmap/text."""
+    undistort: bool = False
+    """Also write the scene without lens distortion, in undistorted/: PINHOLE cameras, and photos
+    bent straight, for trainers that know no distortion."""
     overwrite: bool = False
     """Replace an existing output folder that this tool wrote."""
 

@@ -2,7 +2,7 @@
 """Scenes as files: the scene folder, COLMAP models, nerfstudio's own files."""
 
 from .colmap import read_colmap, write_colmap
-from .folder import SceneFolder, write_scene
+from .folder import SceneFolder, write_scene, write_undistorted
 from .nerfstudio import write_nerfstudio
 from .output import check_output, is_scene_folder, read_manifest
 
@@ -15,4 +15,5 @@ __all__ = [
     "write_colmap",
     "write_nerfstudio",
     "write_scene",
+    "write_undistorted",
 ]

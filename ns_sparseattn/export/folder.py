@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import json
 import logging
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,10 +22,16 @@ from ..errors import ReconstructionError
 from ..frames.types import Frame, Frames
 from ..options import ExportOptions
 from ..scene.types import Scene
-from .colmap import write_colmap
+from .colmap import read_colmap, write_colmap
 from .json_file import to_plain, write_json
 from .nerfstudio import PLY_NAME, TRANSFORMS_NAME, write_nerfstudio
-from .output import MANIFEST_NAME, SCENE_FORMAT, SCENE_FORMAT_VERSION, check_output
+from .output import (
+    MANIFEST_NAME,
+    SCENE_FORMAT,
+    SCENE_FORMAT_VERSION,
+    check_output,
+    read_manifest,
+)
 from .photos import (
     PhotoRecord,
     PlannedPhoto,
@@ -35,10 +42,15 @@ from .photos import (
     write_photos,
 )
 from .staging import staged_folder
+from .undistort import Undistortion, straighten
+from .written import written_frames
 
 _log = logging.getLogger(__name__)
 
 CONFIG_NAME = "config.json"
+
+UNDISTORTED_NAME = "undistorted"
+"""Folder of the twin without lens distortion."""
 
 _RESERVED = ("format", "format_version", "contents", "photos", "num_points", "num_observations")
 """Manifest entries that are written here."""
@@ -67,6 +79,8 @@ class SceneFolder:
     """nerfstudio's seed points."""
     manifest: Path
     config: Path | None
+    undistorted: Path | None = None
+    """A second scene folder, without lens distortion, if asked for."""
 
     def train_command(self, method: str = "splatfacto", *, parser: Sequence[str] = ()) -> str:
         """Return the command that trains on this scene.
@@ -93,6 +107,7 @@ class SceneFolder:
         has_masks: bool = False,
         has_colmap_text: bool = False,
         has_config: bool = False,
+        has_undistorted: bool = False,
     ) -> SceneFolder:
         """Name the parts of a scene folder without looking at the disk."""
         return cls(
@@ -106,6 +121,7 @@ class SceneFolder:
             point_cloud=root / PLY_NAME,
             manifest=root / MANIFEST_NAME,
             config=root / CONFIG_NAME if has_config else None,
+            undistorted=root / UNDISTORTED_NAME if has_undistorted else None,
         )
 
 
@@ -169,37 +185,131 @@ def write_scene(
         ['colmap', 'images', 'images_2', 'images_4', 'images_8', 'manifest.json', 'sparse_pc.ply',
          'transforms.json']
     """
+    plain_manifest = _check_manifest(manifest)
+    target = check_output(output_dir, frames, options)
+    posed = _posed_frames(scene, frames)
+    # All that is to be written is prepared first: a camera without a pinhole twin costs no time.
+    twin = straighten(scene) if options.undistort else None
+    staged = staged_folder(target, may_replace=options.overwrite)
+    with _clear_errors(output_dir), staged as folder:
+        if twin is not None:
+            _fill(
+                folder / UNDISTORTED_NAME,
+                twin[0],
+                plan_photos(posed, _undistortions(*twin)),
+                options,
+                manifest={**plain_manifest, "undistorted_from": ".."},
+                config=config,
+            )
+        photos = plan_photos(posed)
+        _fill(folder, scene, photos, options, plain_manifest, config, progress)
+    _warn_about_trainers(scene, options)
+    return _describe(target, posed, options, has_config=config is not None)
+
+
+def write_undistorted(
+    scene_dir: Path,
+    output_dir: Path,
+    options: ExportOptions,
+    *,
+    progress: Progress | None = None,
+) -> SceneFolder:
+    """Write the twin of a scene folder that has no lens distortion.
+
+    Every camera becomes a PINHOLE one. Photos and masks of cameras with distortion are bent
+    straight and written anew; the others are linked.
+
+    Args:
+        scene_dir: A scene folder of this tool; it is not changed.
+        output_dir: Folder to make; as for `write_scene`.
+        options: What to write; `ExportOptions.undistort` is of no matter here.
+        progress: Called in this thread with the number of photos that are done and of all photos.
+
+    Returns:
+        Where everything is. The folder appears whole or not at all.
+
+    Raises:
+        ValueError: If `scene_dir` is no scene folder, or the output may not be written.
+        BrokenPhotoError: If a photo of the scene cannot be read.
+        ReconstructionError: If a camera's distortion cannot be undone, or files cannot be written.
+    """
+    manifest = read_manifest(scene_dir)
+    if manifest is None:
+        raise ValueError(f"`scene_dir` must be a scene folder of this tool, got {scene_dir}.")
+    target = check_output(output_dir, scene_dir, options)
+    scene = read_colmap(scene_dir)
+    straight, undistortions = straighten(scene)
+    frames = written_frames(scene_dir, scene, manifest)
+    if not undistortions:
+        _log.warning("No camera of %s has lens distortion: its photos stay as they are.", scene_dir)
+    config_path = scene_dir / CONFIG_NAME
+    config = json.loads(config_path.read_text("utf-8")) if config_path.is_file() else None
+    facts = {key: value for key, value in manifest.items() if key not in _RESERVED}
+    with _clear_errors(output_dir), staged_folder(target, may_replace=options.overwrite) as folder:
+        _fill(
+            folder,
+            straight,
+            plan_photos(frames, _undistortions(straight, undistortions)),
+            options,
+            manifest={**facts, "undistorted_from": str(scene_dir)},
+            config=config,
+            progress=progress,
+        )
+    _warn_about_trainers(straight, options)
+    plain = dataclasses.replace(options, undistort=False)
+    return _describe(target, frames, plain, has_config=config is not None)
+
+
+def _check_manifest(manifest: Mapping[str, object]) -> dict[str, object]:
+    """Return what the caller gave as plain values, after checking that it leaves our entries."""
     reserved = sorted(set(_RESERVED) & set(manifest))
     if reserved:
         raise ValueError(
             f"`manifest` must not use the entries {', '.join(_RESERVED)}, got {reserved}."
         )
-    plain_manifest = to_plain(manifest)
-    target = check_output(output_dir, frames, options)
-    photos = plan_photos(_posed_frames(scene, frames))
+    return to_plain(manifest)
+
+
+def _undistortions(
+    scene: Scene, by_camera: Mapping[int, Undistortion]
+) -> list[Undistortion | None]:
+    """Return how the photo of each image is bent straight."""
+    return [by_camera.get(image.camera_id) for image in scene.images]
+
+
+def _fill(
+    folder: Path,
+    scene: Scene,
+    photos: Sequence[PlannedPhoto],
+    options: ExportOptions,
+    manifest: Mapping[str, object],
+    config: Mapping[str, object] | None,
+    progress: Progress | None = None,
+) -> None:
+    """Write all files of a scene into a folder, the manifest last: it marks a complete scene."""
     named_scene = _with_names(scene, photos)
-    staged = staged_folder(target, may_replace=options.overwrite)
-    with _clear_errors(output_dir), staged as folder:
-        write_colmap(named_scene, folder / "colmap/sparse/0")
-        if options.colmap_text:
-            write_colmap(named_scene, folder / "colmap/text", text=True)
-        _write_nerfstudio(named_scene, folder, photos)
-        records = write_photos(
-            photos, folder, num_downscales=options.num_downscales, progress=progress
-        )
-        if config is not None:
-            write_json(folder / CONFIG_NAME, config)
-        # The manifest marks a complete scene, so it comes last.
-        contents = [*(entry.name for entry in folder.iterdir()), MANIFEST_NAME]
-        facts = _facts(named_scene, records, contents)
-        write_json(folder / MANIFEST_NAME, {**plain_manifest, **facts})
-    _warn_about_trainers(scene, options)
+    write_colmap(named_scene, folder / "colmap/sparse/0")
+    if options.colmap_text:
+        write_colmap(named_scene, folder / "colmap/text", text=True)
+    _write_nerfstudio(named_scene, folder, photos)
+    records = write_photos(photos, folder, num_downscales=options.num_downscales, progress=progress)
+    if config is not None:
+        write_json(folder / CONFIG_NAME, config)
+    contents = [*(entry.name for entry in folder.iterdir()), MANIFEST_NAME]
+    facts = _facts(named_scene, records, contents)
+    write_json(folder / MANIFEST_NAME, {**manifest, **facts})
+
+
+def _describe(
+    target: Path, frames: Sequence[Frame], options: ExportOptions, *, has_config: bool
+) -> SceneFolder:
     return SceneFolder.at(
         target,
         num_downscales=options.num_downscales,
-        has_masks=has_masks([photo.frame for photo in photos]),
+        has_masks=has_masks(frames),
         has_colmap_text=options.colmap_text,
-        has_config=config is not None,
+        has_config=has_config,
+        has_undistorted=options.undistort,
     )
 
 

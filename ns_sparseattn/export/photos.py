@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Photos and masks of a scene folder: links, copies, upright copies, smaller copies.
+"""Photos and masks of a scene folder: links, copies, upright or straight copies, smaller copies.
 
 A copy that is smaller by a factor ``k`` has ``floor(W / k)`` by ``floor(H / k)`` pixels, each the
 mean of ``k x k`` pixels (the nearest one for masks). Rows and columns that do not fill a block are
@@ -28,6 +28,7 @@ from ..frames.decode import allow_large_images, load_pixels, open_image
 from ..frames.types import Frame
 from .encode import JPEG_FORMATS, encode, encode_upright, reduce_mask, reduce_photo
 from .names import PhotoNames, plan_names
+from .undistort import Undistortion
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +40,10 @@ _MAX_THREADS = 8
 """Decoding runs outside Python's lock; a full-resolution photo is held per thread."""
 
 
+How = Literal["link", "copy", "upright copy", "undistorted copy"]
+"""What the file of a photo is."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlannedPhoto:
     """A photo and what will be written for it."""
@@ -46,9 +51,16 @@ class PlannedPhoto:
     frame: Frame
     names: PhotoNames
     copy_format: Literal["JPEG", "PNG"] | None
-    """Format of the upright copy; ``None`` if the file's bytes are used as they are."""
+    """Format of the copy; ``None`` if the file's bytes are used as they are."""
     copy_reason: str | None
     """Why it cannot be used as it is, a clause; ``None`` if it can."""
+    undistortion: Undistortion | None = None
+    """How the copy is bent straight, if it is."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of what is written."""
+        return self.frame.size if self.undistortion is None else self.undistortion.size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +73,9 @@ class PhotoRecord:
     """Path below ``images``."""
     flat_name: str
     """Path below ``images`` that ``transforms.json`` uses."""
-    how: Literal["link", "copy", "upright copy"]
+    how: How
     reason: str | None
-    """Why an upright copy was made."""
+    """Why it is not the file's own bytes."""
     width: int
     height: int
 
@@ -73,11 +85,14 @@ def downscale_factors(num_downscales: int) -> tuple[int, ...]:
     return tuple(2**level for level in range(1, num_downscales + 1))
 
 
-def plan_photos(frames: Sequence[Frame]) -> tuple[PlannedPhoto, ...]:
+def plan_photos(
+    frames: Sequence[Frame], undistortions: Sequence[Undistortion | None] | None = None
+) -> tuple[PlannedPhoto, ...]:
     """Decide for each photo whether its bytes can be used, and under which name.
 
     Args:
         frames: The photos to write.
+        undistortions: How each is bent straight, ``None`` for those that are already.
 
     Returns:
         One entry per photo, in the same order.
@@ -89,8 +104,9 @@ def plan_photos(frames: Sequence[Frame]) -> tuple[PlannedPhoto, ...]:
     formats: list[Literal["JPEG", "PNG"] | None] = []
     reasons: list[str | None] = []
     suffixes: list[str | None] = []
-    for frame in frames:
-        if frame.trainer_ready:
+    warps = undistortions or [None] * len(frames)
+    for frame, warp in zip(frames, warps, strict=True):
+        if frame.trainer_ready and warp is None:
             formats.append(None)
             reasons.append(None)
             suffixes.append(None)
@@ -99,17 +115,25 @@ def plan_photos(frames: Sequence[Frame]) -> tuple[PlannedPhoto, ...]:
         is_jpeg = source_format in JPEG_FORMATS
         is_named_so = frame.path.suffix.lower() in (_JPEG_SUFFIXES if is_jpeg else (".png",))
         formats.append("JPEG" if is_jpeg else "PNG")
-        rotated = frame.orientation != 1
-        reasons.append(
-            f"EXIF orientation {frame.orientation}"
-            if rotated
-            else f"{source_format} of mode {mode}"
-        )
+        if warp is not None:
+            reasons.append("lens distortion")
+        elif frame.orientation != 1:
+            reasons.append(f"EXIF orientation {frame.orientation}")
+        else:
+            reasons.append(f"{source_format} of mode {mode}")
         suffixes.append(None if is_named_so else (".jpg" if is_jpeg else ".png"))
     names = plan_names([frame.name for frame in frames], suffixes, has_masks=has_masks(frames))
     return tuple(
-        PlannedPhoto(frame=frame, names=name, copy_format=copy_format, copy_reason=reason)
-        for frame, name, copy_format, reason in zip(frames, names, formats, reasons, strict=True)
+        PlannedPhoto(
+            frame=frame,
+            names=name,
+            copy_format=copy_format,
+            copy_reason=reason,
+            undistortion=warp,
+        )
+        for frame, name, copy_format, reason, warp in zip(
+            frames, names, formats, reasons, warps, strict=True
+        )
     )
 
 
@@ -186,20 +210,20 @@ def _write_photo(
 ) -> PhotoRecord:
     frame, names = photo.frame, photo.names
     target = _prepare(folder / "images" / names.image)
-    how: Literal["link", "copy", "upright copy"]
+    how: How
     if photo.copy_format is None:
         how = link_or_copy(frame.path, target)
         if factors:
             _write_smaller(photo, folder, factors, *_open_ready(frame))
     else:
-        how = "upright copy"
-        image, (exif, profile) = Image.fromarray(read_rgb(frame)), _read_metadata(frame)
+        how = "upright copy" if photo.undistortion is None else "undistorted copy"
+        image, (exif, profile) = _upright(photo), _read_metadata(frame)
         target.write_bytes(encode_upright(image, photo.copy_format, exif, profile, name=frame.name))
         _write_smaller(photo, folder, factors, image, photo.copy_format)
     _add_flat_link(folder / "images", names.image, names.flat_image)
     if with_masks:
         _write_mask(photo, folder, factors)
-    width, height = frame.size
+    width, height = photo.size
     return PhotoRecord(
         source=frame.name,
         name=names.image,
@@ -228,8 +252,10 @@ def _write_smaller(
 def _write_mask(photo: PlannedPhoto, folder: Path, factors: Sequence[int]) -> None:
     """Write a mask of 0 and 255 and its smaller copies; white all over for a photo without one."""
     frame, names = photo.frame, photo.names
-    width, height = frame.size
+    width, height = photo.size
     mask = read_mask(frame)
+    if mask is not None and photo.undistortion is not None:
+        mask = photo.undistortion.mask(mask)
     pixels = np.full((height, width), 255, dtype=np.uint8)
     if mask is not None:
         pixels[~mask] = 0
@@ -252,6 +278,13 @@ def _read_metadata(frame: Frame) -> tuple[Image.Exif, bytes | None]:
     """Return a photo's EXIF block and colour profile."""
     with open_image(frame.path) as image:
         return image.getexif(), image.info.get("icc_profile")
+
+
+def _upright(photo: PlannedPhoto) -> Image.Image:
+    """Return a photo's upright pixels, without distortion if asked for."""
+    rgb = read_rgb(photo.frame)
+    warp = photo.undistortion
+    return Image.fromarray(rgb) if warp is None else warp.photo(rgb)
 
 
 def _open_ready(frame: Frame) -> tuple[Image.Image, str]:
@@ -280,17 +313,19 @@ def _add_flat_link(root: Path, name: str, flat_name: str) -> None:
 
 
 def _log_records(photos: Sequence[PlannedPhoto], records: Sequence[PhotoRecord]) -> None:
-    copies = [
-        f"{record.source} ({record.reason})" for record in records if record.reason is not None
-    ]
-    if copies:
-        _log.info(
-            "%d of %d photos are written as upright 8-bit copies, since trainers cannot use the "
-            "files as they are: %s",
-            len(copies),
-            len(photos),
-            _shorten(copies),
-        )
+    for how, kind in (
+        ("upright copy", "upright 8-bit copies, since trainers cannot use the files as they are"),
+        ("undistorted copy", "copies without lens distortion"),
+    ):
+        copies = [f"{record.source} ({record.reason})" for record in records if record.how == how]
+        if copies:
+            _log.info(
+                "%d of %d photos are written as %s: %s",
+                len(copies),
+                len(photos),
+                kind,
+                _shorten(copies),
+            )
     renamed = [
         f"{record.source} -> {record.name}" for record in records if record.source != record.name
     ]

@@ -289,7 +289,7 @@ def test_bug_keeps_its_traceback(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        pytest.param((), ("process", "evaluate", "compare", "doctor"), id="all"),
+        pytest.param((), ("process", "evaluate", "compare", "undistort", "doctor"), id="all"),
         pytest.param(
             ("process",),
             ("--data", "--output-dir", "--weights", "--density", "--masks", "--overwrite"),
@@ -297,7 +297,8 @@ def test_bug_keeps_its_traceback(
         ),
         pytest.param(("doctor",), ("Print versions",), id="doctor"),
         pytest.param(("evaluate",), ("--reference", "--photos"), id="evaluate"),
-        pytest.param(("compare",), ("FIRST", "SECOND"), id="compare"),
+        pytest.param(("undistort",), ("--num-downscales", "PINHOLE"), id="undistort"),
+        pytest.param(("compare",), ("side by side", "--json"), id="compare"),
     ],
 )
 def test_help_is_0_and_names_the_flags(

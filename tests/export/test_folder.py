@@ -90,7 +90,7 @@ def test_layout(given: Input) -> None:
         "transforms.json",
     }
     for value in vars(written).values():
-        for path in value.values() if isinstance(value, dict) else [value]:
+        for path in value.values() if isinstance(value, dict) else [value or written.root]:
             assert path.exists()
     assert (written.colmap / "rigs.bin").is_file()
     assert written.colmap_text is not None
