@@ -25,6 +25,8 @@ class Doctor:
 
     def main(self) -> None:
         """Print the report; exit with 1 if a needed package is missing."""
+        from .attention.backends import native_build
+
         out = Console()
         rows = [("ns_sparseattn", __version__), ("python", platform.python_version())]
         missing = []
@@ -35,7 +37,11 @@ class Doctor:
                 rows.append((name, "not installed" + (" (optional)" if name in _OPTIONAL else "")))
                 if name not in _OPTIONAL:
                     missing.append(name)
-        rows += [("device", _describe_device()), ("ns-process-data sparse-vggt", _describe_hook())]
+        rows += [
+            ("device", _describe_device()),
+            ("native attention kernel", native_build.describe()),
+            ("ns-process-data sparse-vggt", _describe_hook()),
+        ]
         for name, value in rows:
             out.print(f"{name:<28} {value}", markup=False, highlight=False, soft_wrap=True)
         if missing:

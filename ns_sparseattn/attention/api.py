@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import check_tensor
-from .backends import BACKENDS, BackendName
+from .backends import BACKENDS, PREFERENCES, BackendName
 from .backends.inputs import AttentionInputs
 from .block_map import BlockMap
 from .pooling import CoarseBlocks
@@ -75,7 +75,9 @@ def block_sparse_attention(
         k: ``[B, H, Nk, D]``, like q.
         v: ``[B, H, Nk, D]``, like q.
         block_map: Which blocks to compute; its batch, heads and block counts must fit q and k.
-        backend: ``auto`` chooses and logs its choice once. An explicit name never falls back.
+        backend: ``auto`` chooses and logs its choice once. An explicit name never falls back. On a
+            CPU the best one, ``native``, is compiled when it is first asked for, which is logged
+            and takes seconds; ``NS_SPARSEATTN_NO_BUILD=1`` forbids that.
         key_mask: True where a key exists. A query left without any key gives zeros.
         coarse: Let blocks that are left out contribute through their means.
         return_lse: Also return the log-sum-exp of the scaled scores.
@@ -97,10 +99,7 @@ def block_sparse_attention(
         torch.Size([1, 2, 256, 64])
     """
     inputs = _checked(q, k, v, block_map, key_mask, coarse)
-    name = resolve_backend(backend, q.device.type)
-    reason = BACKENDS[name].why_not(inputs)
-    if reason is not None:
-        raise ValueError(f"The {name} backend cannot run here: {reason}")
+    name = _choose(backend, inputs)
     # The types above are a contract: a caller's autocast must not change those inside a backend.
     with torch.autocast(q.device.type, enabled=False):
         out, lse = BACKENDS[name].run(inputs)
@@ -129,22 +128,52 @@ def why_not(
 
 
 def resolve_backend(backend: str, device_type: str) -> str:
-    """Return what a name stands for on a kind of device; ``ValueError`` if it is unknown."""
-    name = _choose(device_type) if backend == "auto" else backend
-    if name not in BACKENDS:
+    """Return what a name stands for on a kind of device; ``ValueError`` if it is unknown.
+
+    For ``auto`` that is the best backend that this machine has for the device. Inputs that it
+    cannot take go to the next best.
+    """
+    if backend != "auto":
+        return _known(backend)
+    return next(
+        (n for n in PREFERENCES.get(device_type, ()) if BACKENDS[n].what_is_missing() is None),
+        "gather",
+    )
+
+
+def _choose(backend: str, inputs: AttentionInputs) -> str:
+    """Return the backend to run, or raise ``ValueError`` if a named one cannot."""
+    if backend != "auto":
+        reason = BACKENDS[_known(backend)].why_not(inputs)
+        if reason is not None:
+            raise ValueError(f"The {backend} backend cannot run here: {reason}")
+        return backend
+    passed_over = []
+    for name in PREFERENCES.get(inputs.q.device.type, ()):
+        reason = BACKENDS[name].why_not(inputs)
+        if reason is None:
+            _say_once(name, inputs.q.device.type, tuple(passed_over))
+            return name
+        passed_over.append(f"{name} cannot: {reason}")
+    _say_once("gather", inputs.q.device.type, tuple(passed_over))
+    return "gather"
+
+
+def _known(backend: str) -> str:
+    if backend not in BACKENDS:
         raise ValueError(f"`backend` must be one of {['auto', *BACKENDS]}, got {backend!r}.")
-    return name
+    return backend
 
 
 @cache
-def _choose(device_type: str) -> str:
-    """Choose a backend for a device and log it; cached, so that it is said once."""
+def _say_once(name: str, device_type: str, passed_over: tuple[str, ...]) -> None:
+    """Log a choice; cached, so that each is said once."""
     _logger.info(
-        "Block-sparse attention on %s uses the gather backend; the only other one, reference, is "
-        "for checking.",
-        device_type,
+        "%s",
+        " ".join(
+            [f"Block-sparse attention on {device_type} uses the {name} backend.", *passed_over]
+        ),
     )
-    return "gather"
 
 
 def _checked(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Look-alikes of models by others, and how each is called, for the tests of `sparsify`."""
+"""Backends that tests run over; look-alikes of models by others, for the tests of `sparsify`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,29 @@ from torch import Tensor, nn
 
 from ns_sparseattn.attention import (
     AttentionPlan,
+    BackendName,
 )
+from ns_sparseattn.attention.backends import native_build
 from ns_sparseattn.testing.lookalikes import (
     MapAnythingLookalike,
     Pi3Lookalike,
     VggtLookalike,
 )
 
+BACKENDS: tuple[BackendName, ...] = ("reference", "gather", "native", "auto")
+
 HALF = AttentionPlan.block_sparse(density=0.5)
 GRID = (9, 11)
 NUM_PATCHES = GRID[0] * GRID[1]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> BackendName:
+    """Every backend that this machine can have."""
+    # A kernel that could be built but does not build is a failure, not a reason to skip.
+    if request.param == "native" and native_build.describe().startswith("not available"):
+        pytest.skip(f"The native backend is {native_build.describe()}")
+    return request.param
 
 
 def images(batch: int = 1, num_frames: int = 4) -> Tensor:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ns_sparseattn.attention import BackendName, BlockMap, block_sparse_attention, dense_attention
 
-BACKENDS: tuple[BackendName, ...] = ("reference", "gather", "auto")
 BLOCK_Q, BLOCK_K = 128, 64
 
 
@@ -46,7 +45,6 @@ def _by_definition(
     return out, lse
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("is_masked", [False, True])
 def test_a_left_out_block_counts_as_copies_of_its_mean(
     backend: BackendName, is_masked: bool
@@ -71,7 +69,6 @@ def test_a_left_out_block_counts_as_copies_of_its_mean(
     torch.testing.assert_close(lse.double(), want_lse, rtol=0, atol=4e-6)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_it_is_exact_when_the_keys_and_values_of_every_block_are_equal(
     backend: BackendName,
 ) -> None:
@@ -82,7 +79,6 @@ def test_it_is_exact_when_the_keys_and_values_of_every_block_are_equal(
     torch.testing.assert_close(out.double(), want, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_it_changes_nothing_when_no_block_is_left_out(backend: BackendName) -> None:
     q, k, v, _ = _case()
     everything = BlockMap.from_mask(torch.ones(2, 3, 3, 7, dtype=torch.bool))
@@ -91,7 +87,6 @@ def test_it_changes_nothing_when_no_block_is_left_out(backend: BackendName) -> N
     torch.testing.assert_close(out, want, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_row_without_any_listed_block_attends_to_the_means(backend: BackendName) -> None:
     q, k, v = (_tokens(1, 1, 128, 32, seed) for seed in range(3))
     nothing = BlockMap.from_mask(torch.zeros(1, 1, 1, 2, dtype=torch.bool))

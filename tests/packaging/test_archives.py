@@ -43,6 +43,12 @@ def test_wheel_holds_the_package_and_nothing_else(archives: Archives) -> None:
     assert roots == {"ns_sparseattn", dist_info, *startup}
 
 
+def test_wheel_holds_the_kernel_that_is_compiled_on_first_use(archives: Archives) -> None:
+    folder = "ns_sparseattn/attention/backends"
+    sources = {f"{folder}/native_kernel.cpp", f"{folder}/native_arithmetic.h"}
+    assert sources <= names(archives.wheel)
+
+
 def test_wheel_holds_every_python_file(archives: Archives) -> None:
     # The links are followed here: each folder stands where it is installed.
     on_disk = {

@@ -4,7 +4,7 @@
 A backend is a module with ``run(inputs)``, which returns the output ``[B, H, Nq, D]`` in q's dtype
 and the natural log-sum-exp ``[B, H, Nq]`` in the accumulation dtype, and ``why_not(inputs)``, which
 returns a sentence when it cannot run such inputs here. A new one is entered in `BACKENDS`, its name
-in `BackendName`; nothing above changes.
+in `BackendName`, and its place among the others in `PREFERENCES`; nothing above changes.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from . import gather, reference
+from . import gather, native, reference
 from .inputs import AttentionInputs
 
-BackendName = Literal["auto", "reference", "gather"]
+BackendName = Literal["auto", "reference", "gather", "native"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +27,17 @@ class Backend:
 
     run: Callable[[AttentionInputs], tuple[Tensor, Tensor]]
     why_not: Callable[[AttentionInputs], str | None]
+    """Why it cannot run such inputs here; none if it can."""
+    what_is_missing: Callable[[], str | None] = lambda: None
+    """What this machine lacks for any inputs at all; none if nothing. `why_not` says it as well."""
 
 
 BACKENDS: dict[str, Backend] = {
     "reference": Backend(run=reference.run, why_not=reference.why_not),
     "gather": Backend(run=gather.run, why_not=gather.why_not),
+    "native": Backend(
+        run=native.run, why_not=native.why_not, what_is_missing=native.what_is_missing
+    ),
 }
+PREFERENCES: dict[str, tuple[str, ...]] = {"cpu": ("native",)}
+"""By device type, the backends that ``auto`` tries in this order before gather, which can all."""
