@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from .vggt_config import VGGTConfig
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +17,8 @@ class WeightSet:
     """Repository on the Hugging Face hub."""
     filename: str
     """File in the repository."""
-    config: VGGTConfig
-    """Sizes of the network."""
+    config: Any
+    """Sizes of the network, of the configuration class of its kind."""
     num_keys: int
     """Tensors in the file, those that we do not use included."""
     size_gb: float

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ns_sparseattn.configs.vggt import WEIGHTS
-from ns_sparseattn.models import VGGT, VGGTConfig, load_vggt, save_vggt, weights
+from ns_sparseattn.models import VGGT, VGGTConfig, load_vggt, loading, save_vggt
 from ns_sparseattn.models.seeded import make_seeded_vggt
 
 from .conftest import TINY
@@ -251,7 +251,7 @@ def test_commercial_use_needs_a_licence_that_allows_it(
     def fail(*_: object) -> Path:
         raise AssertionError("refused weights must not be downloaded")
 
-    monkeypatch.setattr(weights, "fetch_weights", fail)
+    monkeypatch.setattr(loading, "fetch_weights", fail)
     with pytest.raises(ValueError, match=r"vggt-1b \(CC BY-NC 4.0\) forbids commercial use"):
         load_vggt(commercial=True)
     save_vggt(tiny, tmp_path / "own.safetensors")
