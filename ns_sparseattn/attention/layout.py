@@ -139,18 +139,24 @@ class BlockOrder:
         """Whether some places hold no token."""
         return self.gather_index.shape[1] > self.scatter_index.shape[1]
 
-    def lay_out(self, x: Tensor) -> Tensor:
-        """Bring ``[B, H, N, D]`` from the model's order into blocks, ``[B, H, M, D]``."""
-        return _take(x, self.gather_index)
+    def lay_out(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Bring ``[B, H, N, D]`` from the model's order into blocks, ``[B, H, M, D]``.
+
+        Args:
+            x: Tokens.
+            out: Memory for the result, for calls without autograd.
+        """
+        return _take(x, self.gather_index, out)
 
     def put_back(self, x: Tensor) -> Tensor:
         """Bring ``[B, H, M, D]`` from blocks back into the model's order, ``[B, H, N, D]``."""
-        return _take(x, self.scatter_index)
+        return _take(x, self.scatter_index, None)
 
 
-def _take(x: Tensor, index: Tensor) -> Tensor:
+def _take(x: Tensor, index: Tensor, out: Tensor | None) -> Tensor:
     """Index the tokens of ``x [B, H, any, D]`` with ``index [1 or B, T]``."""
     if len(index) == 1:
-        return x.index_select(2, index[0])
+        return torch.index_select(x, 2, index[0], out=out)
     # One batch slot at a time: a gather would want the index repeated for each head and channel.
-    return torch.stack([one.index_select(1, ids) for one, ids in zip(x, index, strict=True)])
+    slots = [one.index_select(1, ids) for one, ids in zip(x, index, strict=True)]
+    return torch.stack(slots, out=out)

@@ -55,6 +55,7 @@ class AttentionRun:
         self._tokens = tokens
         self._orders: dict[tuple[torch.device, PatchOrder], BlockOrder] = {}
         self._paper_orders: dict[tuple[torch.device, bool], PaperOrder] = {}
+        self._workspace: dict[str, Tensor] = {}
         self._timed: list[tuple[LayerStats, _Timer]] = []
 
     @property
@@ -139,7 +140,8 @@ class AttentionRun:
         Above `max_density` the selection is dropped and dense attention used.
         """
         order = self._order_of(policy, k)
-        q_blocks, k_blocks = order.lay_out(q), order.lay_out(k)
+        q_blocks = self._lay_out(order, q, "q")
+        k_blocks = self._lay_out(order, k, "k")
         key_mask = order.key_mask.expand(q.shape[0], -1)
         block_map = select_blocks(
             q_blocks,
@@ -161,7 +163,7 @@ class AttentionRun:
         out = block_sparse_attention(
             q_blocks,
             k_blocks,
-            order.lay_out(v),
+            self._lay_out(order, v, "v"),
             block_map,
             backend=policy.backend,
             key_mask=key_mask if order.has_padding else None,
@@ -203,6 +205,16 @@ class AttentionRun:
                 self._tokens, device, hilbert=hilbert
             )
         return self._paper_orders[device, hilbert]
+
+    def _lay_out(self, order: BlockOrder, x: Tensor, name: str) -> Tensor:
+        if x.device.type != "cpu" or torch.is_grad_enabled():
+            return order.lay_out(x)
+        # All layers share the memory: fresh pages cost a CPU more than the copy itself.
+        kept = self._workspace.get(name)
+        shape = (*x.shape[:2], order.gather_index.shape[1], x.shape[3])
+        if kept is None or kept.shape != shape or kept.dtype != x.dtype:
+            kept = self._workspace[name] = x.new_empty(shape)
+        return order.lay_out(x, out=kept)
 
     def _order_of(self, policy: BlockSparsePolicy, k: Tensor) -> BlockOrder:
         """Return a policy's order; the keys of the first layer that asks decide for all."""
