@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m benchmarks.model``: a whole forward pass of VGGT, dense and sparse, in one run.
+
+The network has the published size and seeded weights: the arithmetic of a plan with given densities
+does not depend on the weights. Dense attention runs with each of torch's kernels that the device
+has; on a GPU torch's flash kernel is FlashAttention-2, the peer that publications quote, and cuDNN
+is usually the fastest. Speed-ups are over the fastest of them.
+
+A plan is ``dense``, ``density 0.25``, ``frames 9 + density 0.1`` (the first nine global layers
+within frames), or the name of a preset.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.machine import describe
+from benchmarks.rows import append
+from benchmarks.timing import measure
+from ns_sparseattn.attention import AttentionPlan, FramePolicy
+from ns_sparseattn.models.compute import InferenceOptions, Precision
+from ns_sparseattn.models.seeded import make_seeded_vggt
+from ns_sparseattn.models.vggt import VGGT, VGGTOutput
+from ns_sparseattn.models.vggt_config import VGGTConfig
+
+_CUDA_KERNELS = {
+    "cudnn": getattr(SDPBackend, "CUDNN_ATTENTION", None),
+    "flash (FlashAttention-2)": SDPBackend.FLASH_ATTENTION,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Time the whole network under several plans."""
+
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where to run."""
+    frames: tuple[int, ...] = (8,)
+    """Numbers of photos; 10 to 1000 on a GPU."""
+    size: tuple[int, int] = (392, 518)
+    """Height and width of a photo in pixels, multiples of 14."""
+    plans: tuple[str, ...] = ("dense", "density 0.5", "density 0.25", "density 0.1")
+    """What to run, dense first."""
+    precision: Precision = "auto"
+    """Arithmetic of the network."""
+    repeats: int = 1
+    """Passes of each that count, after one on two photos that warms up."""
+    minutes: float = 9.0
+    """No pass is begun that would probably end later than this."""
+    save: bool = True
+    """Whether rows are appended to the results, each as soon as it is there."""
+
+    @torch.no_grad()
+    def main(self) -> None:
+        """Measure, append the rows, print a table last."""
+        deadline = time.monotonic() + 60 * self.minutes
+        device = torch.device(self.device)
+        model = make_seeded_vggt(VGGTConfig()).to(device)
+        rows: list[dict[str, Any]] = []
+        for row in self._rows(model, device, deadline):
+            rows.append(row)
+            if self.save:
+                append("model", [row])
+        print(table(rows))
+
+    def _rows(self, model: VGGT, device: torch.device, deadline: float) -> Iterator[dict[str, Any]]:
+        for num_frames in self.frames:
+            photos = _photos(num_frames, self.size, device)
+            best: dict[str, float] = {}
+            for plan_name in self.plans:
+                kernels = _dense_kernels(device) if plan_name == "dense" else {"": nullcontext()}
+                for kernel, context in kernels.items():
+                    # A pass grows with the square of the photos at most.
+                    expected_s = best.get("last_s", 0.0) * (self.repeats + 1)
+                    if time.monotonic() + expected_s > deadline:
+                        print(f"No time left for {plan_name} at {num_frames} photos.", flush=True)
+                        continue
+                    with context:
+                        row = self._measure(model, photos, plan_name, device)
+                    row["kernel"] = kernel
+                    best["last_s"] = row["total_ms"] / 1e3
+                    if plan_name == "dense":
+                        for part in ("total_ms", "attention_ms"):
+                            best[part] = min(best.get(part, float("inf")), row[part])
+                    for part in ("total_ms", "attention_ms"):
+                        if part in best:
+                            name = part.replace("_ms", "_speed_up")
+                            row[name] = round(best[part] / row[part], 3)
+                    print(table([row]).splitlines()[-1], flush=True)
+                    yield row
+
+    def _measure(
+        self, model: VGGT, photos: Tensor, plan_name: str, device: torch.device
+    ) -> dict[str, Any]:
+        plan = parse_plan(plan_name)
+        options = InferenceOptions(precision=self.precision)
+        outputs: list[VGGTOutput] = []
+
+        def forward() -> None:
+            outputs[:] = [model(photos, plan=plan, options=options)]
+
+        model(photos[:2], plan=plan, options=options)
+        timing = measure(forward, device, repeats=self.repeats, warm_up=0)
+        layers = outputs[0].attention
+        return {
+            "model": "vggt",
+            "frames": len(photos),
+            "size": list(self.size),
+            "tokens": len(photos) * (5 + self.size[0] * self.size[1] // 196),
+            "plan": plan_name,
+            "backends": sorted({layer.backend for layer in layers}),
+            "precision": self.precision,
+            "total_ms": round(timing.p50_ms, 1),
+            "attention_ms": round(sum(layer.time_ms for layer in layers), 1),
+            "selection_ms": round(sum(layer.selection_ms for layer in layers), 1),
+            "mean_density": round(sum(layer.density for layer in layers) / len(layers), 4),
+            "peak_gib": timing.peak_gib,
+            "repeats": self.repeats,
+            "machine": describe(self.device),
+        }
+
+
+def parse_plan(name: str) -> AttentionPlan:
+    """Return the plan that a name stands for; see the module's description."""
+    *frames, last = name.split(" + ")
+    early = int(frames[0].removeprefix("frames ")) if frames else 0
+    if last == "dense":
+        plan = AttentionPlan.dense()
+    elif last.startswith("density "):
+        plan = AttentionPlan.block_sparse(density=float(last.removeprefix("density ")))
+    else:
+        plan = AttentionPlan.preset("vggt", last)
+    layers = {**plan.layers, **dict.fromkeys(range(early), FramePolicy())}
+    return AttentionPlan(default=plan.default, layers=layers)
+
+
+def _photos(num_frames: int, size: tuple[int, int], device: torch.device) -> Tensor:
+    """Return smooth random photos ``[F, 3, H, W]`` in [0, 1]: noise alone would tie no blocks."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(num_frames, 3, 12, 16, generator=generator)
+    return torch.nn.functional.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1).to(device)
+
+
+def _dense_kernels(device: torch.device) -> dict[str, AbstractContextManager[object]]:
+    if device.type != "cuda":
+        return {"": nullcontext()}
+    return {name: sdpa_kernel(kernel) for name, kernel in _CUDA_KERNELS.items() if kernel}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return a short table of rows for the terminal."""
+    lines = [
+        f"{'photos':>6} {'plan':24} {'density':>7} {'attention ms':>12} {'x':>6} "
+        f"{'whole ms':>10} {'x':>6} {'selection ms':>12} {'GiB':>6}  backends"
+    ]
+    for row in rows:
+        lines.append(
+            f"{row['frames']:6} {row['plan'] + ' ' + row['kernel']:24.24} "
+            f"{row['mean_density']:7.3f} {row['attention_ms']:12.0f} "
+            f"{row.get('attention_speed_up', float('nan')):6.2f} {row['total_ms']:10.0f} "
+            f"{row.get('total_speed_up', float('nan')):6.2f} {row['selection_ms']:12.0f} "
+            f"{row['peak_gib']:6.2f}  {', '.join(row['backends'])}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    tyro.cli(Bench).main()
