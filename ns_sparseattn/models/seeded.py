@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .mapanything import MapAnything
+from .mapanything_config import MapAnythingConfig
 from .vggt import VGGT
 from .vggt_config import VGGTConfig
 
@@ -36,11 +38,7 @@ def make_seeded_vggt(config: VGGTConfig, seed: int = 0) -> VGGT:
     """
     with torch.device("meta"):
         model = VGGT(config)
-    for owner_name, owner in model.named_modules():
-        for name, parameter in list(owner.named_parameters(recurse=False)):
-            key = f"{owner_name}.{name}"
-            values = _make_weight(key, tuple(parameter.shape), _generator(key, seed))
-            setattr(owner, name, nn.Parameter(values))
+    fill_seeded(model, seed)
     # The encoding of the identity pose, in equal steps: no translation, quaternion (0, 0, 0, 1),
     # fields of view.
     identity = torch.tensor([0, 0, 0, 0, 0, 0, 1, _FIELD_OF_VIEW_RAD, _FIELD_OF_VIEW_RAD])
@@ -49,6 +47,49 @@ def make_seeded_vggt(config: VGGTConfig, seed: int = 0) -> VGGT:
         last.weight.mul_(_POSE_GAIN)
         last.bias.copy_(identity / config.camera_iterations)
     return model.eval()
+
+
+def make_seeded_mapanything(config: MapAnythingConfig, seed: int = 0) -> MapAnything:
+    """Build a MapAnything whose every weight follows from its name and a seed.
+
+    Poses are near the identity, rays point forward, depth and scale are near one, and every pixel
+    is a surface.
+
+    Args:
+        config: Sizes.
+        seed: As for `make_seeded_vggt`.
+
+    Returns:
+        The network in evaluation mode on the CPU.
+    """
+    with torch.device("meta"):
+        model = MapAnything(config)
+    fill_seeded(model, seed)
+    dense = model.get_submodule("dense_head.1.conv2.2")
+    assert isinstance(dense, nn.Conv2d)
+    assert dense.bias is not None
+    pose, scale = model.pose_head, model.scale_head
+    with torch.no_grad():
+        for layer in (pose.fc_t, pose.fc_rot, scale.output_proj, dense):
+            layer.weight.mul_(_POSE_GAIN)
+        pose.fc_rot.bias.copy_(torch.tensor([0, 0, 0, 1]))
+        # Ray (0, 0, 1), depth, confidence, surface.
+        dense.bias.copy_(torch.tensor([0, 0, 1, 0, 0, 1]))
+    return model.eval()
+
+
+def fill_seeded(model: nn.Module, seed: int) -> None:
+    """Give every parameter of a model, which may be on the meta device, values from its name.
+
+    Args:
+        model: The model.
+        seed: Any integer.
+    """
+    for owner_name, owner in model.named_modules():
+        for name, parameter in list(owner.named_parameters(recurse=False)):
+            key = f"{owner_name}.{name}"
+            values = _make_weight(key, tuple(parameter.shape), _generator(key, seed))
+            setattr(owner, name, nn.Parameter(values))
 
 
 def _generator(key: str, seed: int) -> torch.Generator:
