@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from .block import BlockConfig
 from .vit import VitConfig
@@ -170,65 +171,81 @@ def spread_injections(depth: int, count: int) -> tuple[int, ...]:
     return tuple(min(1 + step * i, depth - 1) for i in range(count))
 
 
-def config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Pi3Config | None:
-    """Recognise the sizes of a Pi3 or Pi3X from the shapes of its tensors.
+def pi3_config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Pi3Config | None:
+    """Recognise the sizes of a Pi3 from the shapes of its tensors.
 
-    Shapes do not tell the number of heads outside the decoder, nor where poses are told: heads are
-    taken to have one size everywhere, and poses to be told at the published fractions of the depth.
+    Shapes do not tell the number of heads outside the decoder: they are taken to have one size
+    everywhere.
 
     Args:
         shapes: Key to shape of every tensor of a file.
 
     Returns:
-        The sizes, a `Pi3XConfig` for a Pi3X, or ``None`` if a tensor that tells one of them is
-        missing or has the wrong number of axes.
+        The sizes, or ``None`` if a tensor that tells one of them is missing or has the wrong number
+        of axes.
     """
-
-    def count(pattern: str) -> int:
-        return len({int(m.group(1)) for key in shapes if (m := re.match(pattern, key))})
-
     try:
-        embed_dim, _, patch_size, _ = shapes["encoder.patch_embed.proj.weight"]
-        _, num_positions, _ = shapes["encoder.pos_embed"]
-        _, _, num_registers, _ = shapes["register_token"]
-        (head_size,) = shapes["decoder.0.attn.q_norm.weight"]
-        head_dim, _ = shapes["point_decoder.projects.weight"]
-        camera_dim, _ = shapes["camera_decoder.linear_out.weight"]
-        common = {
-            "image_size": math.isqrt(num_positions - 1) * patch_size,
-            "patch_size": patch_size,
-            "embed_dim": embed_dim,
-            "encoder_depth": count(r"encoder\.blocks\.(\d+)\."),
-            "encoder_heads": embed_dim // head_size,
-            "depth": count(r"decoder\.(\d+)\."),
-            "num_heads": embed_dim // head_size,
-            "num_registers": num_registers,
-            "head_dim": head_dim,
-            "head_heads": head_dim // head_size,
-            "head_depth": count(r"point_decoder\.blocks\.(\d+)\."),
-            "camera_dim": camera_dim,
-        }
-        if "metric_token" not in shapes:
-            return Pi3Config(**common)
-        convolutions = [
-            shapes[f"point_head.upsample_blocks.{level}.0.1.weight"][0] for level in range(3)
-        ]
+        sizes, _ = _common_sizes(shapes)
+        return Pi3Config(**sizes)
+    except (KeyError, ValueError, ZeroDivisionError):
+        return None
+
+
+def pi3x_config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Pi3XConfig | None:
+    """Recognise the sizes of a Pi3X from the shapes of its tensors, as `pi3_config_from_shapes`.
+
+    Shapes do not tell either where poses are told: after blocks at the published fractions of the
+    depth. A file without what conditions need gives a network that can be told nothing.
+    """
+    try:
+        sizes, head_size = _common_sizes(shapes)
+        widths = [shapes[f"point_head.upsample_blocks.{level}.0.1.weight"][0] for level in range(3)]
         last_width, _, _, _ = shapes["point_head.output_block.0.0.weight"]
         metric_dim, _ = shapes["metric_decoder.projects_x.weight"]
         has_conditions = "depth_emb" in shapes
-        num_injections = count(r"pose_inject_blk\.(\d+)\.") if has_conditions else 5
+        num_injections = _count(shapes, r"pose_inject_blk\.(\d+)\.") if has_conditions else 5
         return Pi3XConfig(
-            **common,
-            upsample_widths=(convolutions[0], convolutions[1], convolutions[2]),
+            **sizes,
+            upsample_widths=(widths[0], widths[1], widths[2]),
             last_width=last_width,
             metric_dim=metric_dim,
             metric_heads=metric_dim // head_size,
-            metric_depth=count(r"metric_decoder\.blocks\.(\d+)\."),
+            metric_depth=_count(shapes, r"metric_decoder\.blocks\.(\d+)\."),
             has_conditions=has_conditions,
-            inject_layers=spread_injections(common["depth"], num_injections),
+            inject_layers=spread_injections(sizes["depth"], num_injections),
         )
     except (KeyError, ValueError, ZeroDivisionError):
         return None
+
+
+def _count(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> int:
+    """Return how many different numbers stand in the keys of a pattern."""
+    return len({int(m.group(1)) for key in shapes if (m := re.match(pattern, key))})
+
+
+def _common_sizes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any], int]:
+    """Return what both networks have in common, and the channels of a head."""
+    embed_dim, _, patch_size, _ = shapes["encoder.patch_embed.proj.weight"]
+    _, num_positions, _ = shapes["encoder.pos_embed"]
+    _, _, num_registers, _ = shapes["register_token"]
+    (head_size,) = shapes["decoder.0.attn.q_norm.weight"]
+    head_dim, _ = shapes["point_decoder.projects.weight"]
+    camera_dim, _ = shapes["camera_decoder.linear_out.weight"]
+    sizes = {
+        "image_size": math.isqrt(num_positions - 1) * patch_size,
+        "patch_size": patch_size,
+        "embed_dim": embed_dim,
+        "encoder_depth": _count(shapes, r"encoder\.blocks\.(\d+)\."),
+        "encoder_heads": embed_dim // head_size,
+        "depth": _count(shapes, r"decoder\.(\d+)\."),
+        "num_heads": embed_dim // head_size,
+        "num_registers": num_registers,
+        "head_dim": head_dim,
+        "head_heads": head_dim // head_size,
+        "head_depth": _count(shapes, r"point_decoder\.blocks\.(\d+)\."),
+        "camera_dim": camera_dim,
+    }
+    return sizes, head_size
 
 
 def _check_heads(width_name: str, width: int, heads_name: str, heads: int) -> None:

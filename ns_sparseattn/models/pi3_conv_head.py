@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from .dpt import uv_coordinates
 
 _NUM_UV = 2
-_RESIDUAL_BLOCKS = 2
 _HIDDEN_RATIO = 2
 _CHANNELS_PER_GROUP = 32
 
@@ -67,11 +66,12 @@ class ConvHead(nn.Module):
         last_width: int,
         num_outputs: Sequence[int],
         patch_size: int,
+        num_residual_blocks: int = 2,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.upsample_blocks = nn.ModuleList(
-            _enlarge(before, width)
+            _enlarge(before, width, num_residual_blocks)
             for before, width in zip((dim, *widths[:-1]), widths, strict=True)
         )
         self.output_block = nn.ModuleList(
@@ -82,6 +82,11 @@ class ConvHead(nn.Module):
             )
             for count in num_outputs
         )
+
+    def last_layers(self) -> list[nn.Conv2d]:
+        """Return the convolutions that the values come out of."""
+        layers = [layer for output in self.output_block for layer in output.children()]
+        return [x for x in layers if isinstance(x, nn.Conv2d) and x.kernel_size == (1, 1)]
 
     def forward(
         self,
@@ -99,11 +104,11 @@ class ConvHead(nn.Module):
         return [output(x) for output in self.output_block]
 
 
-def _enlarge(width_in: int, width: int) -> nn.Sequential:
+def _enlarge(width_in: int, width: int, num_residual_blocks: int) -> nn.Sequential:
     double = nn.Sequential(
         nn.ConvTranspose2d(width_in + _NUM_UV, width, 2, stride=2), _convolution(width, width)
     )
-    return nn.Sequential(double, *(_ResidualBlock(width) for _ in range(_RESIDUAL_BLOCKS)))
+    return nn.Sequential(double, *(_ResidualBlock(width) for _ in range(num_residual_blocks)))
 
 
 def _convolution(width_in: int, width_out: int) -> nn.Conv2d:

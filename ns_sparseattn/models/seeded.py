@@ -2,7 +2,7 @@
 """Random but reproducible weights, for tests and demonstrations where no trained ones are at hand.
 
 The geometry that comes out means nothing, but it is finite and well-behaved: poses near the
-identity, fields of view near one radian, depth near one.
+identity, depth near one, and from VGGT fields of view near one radian.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from torch import Tensor, nn
 
 from .mapanything import MapAnything
 from .mapanything_config import MapAnythingConfig
+from .pi3 import Pi3
+from .pi3_config import Pi3Config, Pi3XConfig
+from .pi3_heads import PoseHead
+from .pi3x import Pi3X
 from .vggt import VGGT
 from .vggt_config import VGGTConfig
 
@@ -23,6 +27,8 @@ _LAYER_SCALE = 0.1
 _FIELD_OF_VIEW_RAD = 1.0
 # Keeps what the random network adds to the identity pose small.
 _POSE_GAIN = 0.02
+# Keeps Pi3's points near the optical axis, at a depth near one.
+_POINT_GAIN = 0.1
 
 
 def make_seeded_vggt(config: VGGTConfig, seed: int = 0) -> VGGT:
@@ -76,6 +82,38 @@ def make_seeded_mapanything(config: MapAnythingConfig, seed: int = 0) -> MapAnyt
         # Ray (0, 0, 1), depth, confidence, surface.
         dense.bias.copy_(torch.tensor([0, 0, 1, 0, 0, 1]))
     return model.eval()
+
+
+def make_seeded_pi3(config: Pi3Config, seed: int = 0) -> Pi3:
+    """Build a Pi3 as `make_seeded_vggt` builds a VGGT; its rays fit no camera."""
+    with torch.device("meta"):
+        model = Pi3(config)
+    fill_seeded(model, seed)
+    _settle_pi3_poses(model.camera_head)
+    with torch.no_grad():
+        model.point_head.proj.weight.mul_(_POINT_GAIN)
+    return model.eval()
+
+
+def make_seeded_pi3x(config: Pi3XConfig, seed: int = 0) -> Pi3X:
+    """Build a Pi3X as `make_seeded_vggt` builds a VGGT; its rays fit no camera."""
+    with torch.device("meta"):
+        model = Pi3X(config)
+    fill_seeded(model, seed)
+    _settle_pi3_poses(model.camera_head)
+    with torch.no_grad():
+        model.metric_head.weight.mul_(_POINT_GAIN)
+        for layer in model.point_head.last_layers():
+            layer.weight.mul_(_POINT_GAIN)
+    return model.eval()
+
+
+@torch.no_grad()
+def _settle_pi3_poses(head: PoseHead) -> None:
+    """Let a head say little more than the identity pose."""
+    head.fc_t.weight.mul_(_POSE_GAIN)
+    head.fc_rot.weight.mul_(_POSE_GAIN)
+    head.fc_rot.bias.copy_(torch.eye(3).flatten())
 
 
 def fill_seeded(model: nn.Module, seed: int) -> None:
