@@ -12,7 +12,7 @@ from .discover import natural_key
 from .loading import load
 from .masks import read_mask
 from .pixel_map import PixelMap, Size
-from .resize import plan_resize, resize_image
+from .resize import plan_area, plan_resize, resize_image
 from .types import ExifCamera, Frame, Frames, SkippedFile
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "SkippedFile",
     "load",
     "natural_key",
+    "plan_area",
     "plan_resize",
     "read_mask",
     "read_rgb",

@@ -2,14 +2,15 @@
 """From a photo to the tensor that a network sees: sizes (`plan_resize`), pixels (`resize_image`).
 
 The rules ``crop`` and ``pad`` are VGGT's own preprocessing, reproduced to the byte; ``fit`` is
-``crop`` for landscape photos and keeps every row of portrait ones.
+``crop`` for landscape photos and keeps every row of portrait ones. `plan_area` is Pi3's own, which
+fixes the number of pixels instead of a side.
 
 Axes: ``H`` network rows, ``W`` network columns.
 """
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -19,6 +20,13 @@ from torch import Tensor
 
 from ..options import ResizeRule
 from .pixel_map import PixelMap, Size
+
+Resampling = Literal["bicubic", "lanczos"]
+
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
+
+PI3_MAX_PIXELS = 255_000
+"""Pixels that Pi3 and Pi3X were published with."""
 
 WHITE = 255
 """Value of padded pixels, as upstream's."""
@@ -68,17 +76,57 @@ def plan_resize(
     return plan.padded_to((long_side, long_side)) if rule == "pad" else plan
 
 
+def plan_area(
+    width: int, height: int, max_pixels: int = PI3_MAX_PIXELS, multiple: int = 14
+) -> PixelMap:
+    """Choose the network size of one photo by the number of its pixels, as Pi3 does.
+
+    Both sides become multiples of `multiple` near the photo's shape, together at most `max_pixels`
+    and near it: small photos are enlarged. The shape changes by the rounding; nothing is cut.
+
+    Args:
+        width: Width of the upright photo, pixels.
+        height: Height of the upright photo, pixels.
+        max_pixels: Pixels of the result at most, unless it is a single row or column of patches.
+        multiple: Side of a patch, pixels.
+
+    Returns:
+        The map between the photo and the tensor.
+    """
+    if width < 1 or height < 1:
+        raise ValueError(f"`width` and `height` must be at least 1 pixel, got {width} x {height}.")
+    if multiple < 1 or max_pixels < multiple**2:
+        raise ValueError(
+            f"`max_pixels` must hold a patch of {multiple} x {multiple}, got {max_pixels}."
+        )
+    scale = (max_pixels / (width * height)) ** 0.5
+    columns, rows = round(width * scale / multiple), round(height * scale / multiple)
+    while columns * rows * multiple**2 > max_pixels:
+        # The side that rounding made too long gives way.
+        if columns / rows > width / height:
+            columns -= 1
+        else:
+            rows -= 1
+    resized = (max(1, columns) * multiple, max(1, rows) * multiple)
+    return PixelMap(
+        original_size=(width, height), resized_size=resized, shift=(0, 0), network_size=resized
+    )
+
+
 def common_size(plans: list[PixelMap]) -> Size:
     """Return the smallest size that holds every tensor: the largest width and height."""
     return max(plan.network_size[0] for plan in plans), max(plan.network_size[1] for plan in plans)
 
 
-def resize_image(image: Image.Image, pixel_map: PixelMap) -> Tensor:
-    """Resize an upright RGB photo (PIL's antialiased bicubic), then crop or pad it with white.
+def resize_image(
+    image: Image.Image, pixel_map: PixelMap, resampling: Resampling = "bicubic"
+) -> Tensor:
+    """Resize an upright RGB photo, then crop or pad it with white.
 
     Args:
         image: RGB photo of size ``pixel_map.original_size``.
         pixel_map: Where its pixels go.
+        resampling: PIL's antialiased filter; VGGT's is bicubic, Pi3's Lanczos.
 
     Returns:
         ``[3, H, W]`` uint8 of ``pixel_map.network_size``.
@@ -86,7 +134,7 @@ def resize_image(image: Image.Image, pixel_map: PixelMap) -> Tensor:
     if image.mode != "RGB":
         raise ValueError(f"`image` must have mode RGB, got {image.mode}.")
     _check_size(image.size, pixel_map)
-    resized = np.asarray(image.resize(pixel_map.resized_size, Image.Resampling.BICUBIC))
+    resized = np.asarray(image.resize(pixel_map.resized_size, _RESAMPLING[resampling]))
     return _place(torch.tensor(resized).permute(2, 0, 1), pixel_map, fill=WHITE)
 
 
