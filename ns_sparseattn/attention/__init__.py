@@ -11,6 +11,7 @@ from .api import block_sparse_attention, why_not
 from .backends import BackendName
 from .block_map import BlockMap
 from .dense import dense_attention
+from .kept_mass import KeptMass, record_kept_mass
 from .layout import BLOCK_K, BLOCK_Q, TokenLayout
 from .plan import (
     AttentionPlan,
@@ -25,7 +26,7 @@ from .recording import record_block_maps
 from .retrofit import Retrofit, RetrofitReport, sparsify
 from .run import AttentionRun
 from .selection import select_blocks
-from .stats import LayerStats
+from .stats import KeptMassStats, LayerStats
 
 __all__ = [
     "BLOCK_K",
@@ -38,6 +39,8 @@ __all__ = [
     "BlockSparsePolicy",
     "DensePolicy",
     "FramePolicy",
+    "KeptMass",
+    "KeptMassStats",
     "LayerPolicy",
     "LayerStats",
     "PaperPolicy",
@@ -47,6 +50,7 @@ __all__ = [
     "block_sparse_attention",
     "dense_attention",
     "record_block_maps",
+    "record_kept_mass",
     "select_blocks",
     "sparsify",
     "why_not",

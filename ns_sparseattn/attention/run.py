@@ -20,8 +20,10 @@ from .crossover import crossover
 from .dense import dense_attention
 from .frame_attention import frame_attention
 from .hilbert import hilbert_order
+from .kept_mass import note_kept_mass
 from .layout import BLOCK_K, BLOCK_Q, BlockOrder, TokenLayout
 from .paper import PaperOrder, select_paper_blocks
+from .patterns import BlockPattern, FramePattern, Pattern
 from .plan import (
     AttentionPlan,
     BlockSparsePolicy,
@@ -96,12 +98,14 @@ class AttentionRun:
         timer = _Timer(q.device)
         done = self._attend_under(self._plan.policy(layer), layer, timer, q, k, v)
         timer.stop()
+        kept_mass = note_kept_mass(layer, q, k, v, done.out, done.pattern)
         stats = LayerStats(
             layer=layer,
             policy=self._plan.policy(layer).name,
             backend=done.backend,
             density=done.density,
             time_ms=0.0,
+            kept_mass=kept_mass,
         )
         self._timed.append((stats, timer))
         return done.out
@@ -115,7 +119,8 @@ class AttentionRun:
             out, density = frame_attention(
                 q, k, v, self._tokens, with_first_frame=policy.with_first_frame
             )
-            return _Attended(out, density, "sdpa")
+            pattern = FramePattern(tokens=self._tokens, with_first_frame=policy.with_first_frame)
+            return _Attended(out, density, "sdpa", pattern)
         if isinstance(policy, PaperPolicy):
             return self._attend_paper(layer, policy, timer, q, k, v)
         if isinstance(policy, BlockSparsePolicy):
@@ -170,7 +175,15 @@ class AttentionRun:
             coarse=policy.coarse,
         )
         backend = resolve_backend(policy.backend, q.device.type)
-        return _Attended(order.put_back(out), density, backend)
+        pattern = BlockPattern(
+            block_map=block_map,
+            gather_index=order.gather_index,
+            scatter_index=order.scatter_index,
+            num_queries=order.gather_index.shape[1],
+            key_mask=order.key_mask,
+            has_coarse=policy.coarse,
+        )
+        return _Attended(order.put_back(out), density, backend, pattern)
 
     def _attend_paper(
         self,
@@ -197,7 +210,13 @@ class AttentionRun:
         listed = block_map.density(num_patches, num_tokens)
         density = (listed * num_patches + num_special) / num_tokens
         backend = resolve_backend(policy.backend, q.device.type)
-        return _Attended(out.index_select(2, order.scatter_index), density, backend)
+        pattern = BlockPattern(
+            block_map=block_map,
+            gather_index=order.gather_index[None],
+            scatter_index=order.scatter_index[None],
+            num_queries=order.num_patches,
+        )
+        return _Attended(out.index_select(2, order.scatter_index), density, backend, pattern)
 
     def _paper_order_on(self, device: torch.device, hilbert: bool) -> PaperOrder:
         if (device, hilbert) not in self._paper_orders:
@@ -242,6 +261,8 @@ class _Attended:
     density: float
     """Share of all (query, key) pairs that were computed."""
     backend: str
+    pattern: Pattern | None = None
+    """Which keys every query attends to; none for all."""
 
 
 class _Timer:
