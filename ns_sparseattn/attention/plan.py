@@ -114,19 +114,19 @@ def _spell(share: Share) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoPolicy:
-    """Block-sparse where that was measured to be faster on this kind of device, else dense.
+    """A sparse policy where it was measured to be faster on this kind of device, else dense.
 
     `ns_sparseattn.attention.crossover` decides, before selection by the number of tokens, after it
     by the density.
     """
 
-    sparse: BlockSparsePolicy
+    policy: BlockSparsePolicy | FramePolicy
     """What to do above the crossover."""
 
     @property
     def name(self) -> str:
         """Short name for statistics."""
-        return f"auto {self.sparse.name}"
+        return f"auto {self.policy.name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +182,10 @@ class AttentionPlan:
     default: LayerPolicy = field(default_factory=DensePolicy)
     layers: Mapping[int, LayerPolicy] = field(default_factory=dict)
     """Policies of single global layers, counted from 0, that differ from the default."""
+    depth: int | None = None
+    """Global layers of the model that `layers` was written for. A model of another depth takes, for
+    each of its layers, the policy at the same relative depth. None: `layers` are meant as they
+    are, and a model that lacks one of them is refused."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
@@ -290,11 +294,26 @@ class AttentionPlan:
         """Return the policy of a global layer, counted from 0."""
         return self.layers.get(layer, self.default)
 
-    def check_fits(self, num_layers: int) -> None:
-        """Raise ``ValueError`` if the plan names layers beyond the model's `num_layers`."""
+    def fitted_to(self, num_layers: int) -> AttentionPlan:
+        """Return the plan for a model of so many global layers.
+
+        Raises:
+            ValueError: If the plan is for no particular depth and names layers that the model
+                lacks.
+
+        Example:
+            >>> plan = AttentionPlan(layers=dict.fromkeys(range(9), FramePolicy()), depth=24)
+            >>> sorted(plan.fitted_to(8).layers)
+            [0, 1, 2]
+        """
+        if self.depth is not None:
+            layers = {i: self.policy(i * self.depth // num_layers) for i in range(num_layers)}
+            layers = {i: policy for i, policy in layers.items() if policy != self.default}
+            return AttentionPlan(default=self.default, layers=layers)
         missing = sorted(layer for layer in self.layers if not 0 <= layer < num_layers)
         if missing:
             raise ValueError(
                 f"The attention plan names layers {missing}; "
                 f"this model has layers 0 to {num_layers - 1}."
             )
+        return self

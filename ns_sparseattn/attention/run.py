@@ -52,8 +52,7 @@ class AttentionRun:
     """
 
     def __init__(self, plan: AttentionPlan, tokens: TokenLayout, num_layers: int) -> None:
-        plan.check_fits(num_layers)
-        self._plan = plan
+        self._plan = plan.fitted_to(num_layers)
         self._tokens = tokens
         self._orders: dict[tuple[torch.device, PatchOrder], BlockOrder] = {}
         self._paper_orders: dict[tuple[torch.device, bool], PaperOrder] = {}
@@ -125,10 +124,25 @@ class AttentionRun:
             return self._attend_paper(layer, policy, timer, q, k, v)
         if isinstance(policy, BlockSparsePolicy):
             return self._attend_sparse(layer, policy, None, timer, q, k, v)
-        limits = crossover(resolve_backend(policy.sparse.backend, q.device.type), q.device.type)
+        return self._attend_auto(policy.policy, layer, timer, q, k, v)
+
+    def _attend_auto(
+        self,
+        policy: BlockSparsePolicy | FramePolicy,
+        layer: int,
+        timer: _Timer,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+    ) -> _Attended:
+        """Attend under a policy where that was measured to pay, else densely."""
+        backend = policy.backend if isinstance(policy, BlockSparsePolicy) else "auto"
+        limits = crossover(resolve_backend(backend, q.device.type), q.device.type)
         if self._tokens.num_tokens < limits.min_tokens:
             return _Attended(dense_attention(q, k, v), 1.0, "sdpa")
-        return self._attend_sparse(layer, policy.sparse, limits.max_density, timer, q, k, v)
+        if isinstance(policy, FramePolicy):
+            return self._attend_under(policy, layer, timer, q, k, v)
+        return self._attend_sparse(layer, policy, limits.max_density, timer, q, k, v)
 
     def _attend_sparse(
         self,

@@ -41,9 +41,11 @@ class SparseVGGTDataParserConfig(ColmapDataParserConfig):
     """Refuse weights whose licence forbids or does not clearly allow commercial use."""
     device: str = "auto"
     """cuda, cuda:1, cpu, or auto: the GPU if there is one."""
-    attention: Literal["exact", "paper-s50", "paper-s75", "block-sparse"] = "exact"
-    """exact; paper-s50 or paper-s75, the published block-sparse method; or block-sparse with
-    `density`, `mass` or both."""
+    attention: Literal[
+        "exact", "auto", "balanced", "fast", "paper-s50", "paper-s75", "block-sparse"
+    ] = "exact"
+    """exact; balanced or fast, sparse; auto, balanced where that is faster; paper-s50 or paper-s75,
+    the published block-sparse method; or block-sparse with `density`, `mass` or both."""
     density: Optional[float] = None  # noqa: UP045
     """Share of the key blocks that each query block keeps, 0 to 1."""
     mass: Optional[float] = None  # noqa: UP045

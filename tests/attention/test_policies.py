@@ -58,7 +58,7 @@ def test_frame_layers_are_dense_attention_under_a_mask(
 
 
 def _auto(density: float) -> AttentionPlan:
-    return AttentionPlan(default=AutoPolicy(sparse=BlockSparsePolicy(max_density=density)))
+    return AttentionPlan(default=AutoPolicy(policy=BlockSparsePolicy(max_density=density)))
 
 
 def test_auto_is_sparse_above_the_crossover_and_dense_below(
@@ -77,6 +77,20 @@ def test_auto_is_sparse_above_the_crossover_and_dense_below(
     assert [run.stats[0].backend for run in (dense_by_density, few_tokens)] == ["sdpa", "sdpa"]
     assert sparse.stats[0].density < 0.5
     assert few_tokens.stats[0].selection_ms == 0.0 < dense_by_density.stats[0].selection_ms
+
+
+def test_auto_frame_layers_are_dense_below_the_crossover(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = TokenLayout(num_frames=4, num_special=5, grid_height=8, grid_width=8)
+    q, k, v = _qkv(tokens)
+    plan = AttentionPlan(default=AutoPolicy(policy=FramePolicy()))
+    outputs = []
+    for min_tokens in (tokens.num_tokens + 1, tokens.num_tokens):
+        limits = Crossover(min_tokens=min_tokens, max_density=0.5, source="A test.")
+        monkeypatch.setattr("ns_sparseattn.attention.run.crossover", lambda *_, x=limits: x)
+        outputs.append(AttentionRun(plan, tokens, 1).attend(0, q, k, v))
+    assert torch.equal(outputs[0], dense_attention(q, k, v))
+    frames_only = AttentionRun(AttentionPlan(default=FramePolicy()), tokens, 1)
+    assert torch.equal(outputs[1], frames_only.attend(0, q, k, v))
 
 
 def test_every_crossover_says_where_it_is_from() -> None:
@@ -116,3 +130,12 @@ def test_the_published_layout_goes_by_its_name() -> None:
     assert plan.policy(0) == PaperPolicy(sparse_ratio=0.75, cdf_threshold=0.9)
     with pytest.raises(ValueError, match="`coarse` must be false"):
         AttentionPlan.block_sparse(density=0.25, layout="paper", coarse=True)
+
+
+def test_a_plan_for_a_depth_is_stretched_to_a_model_of_another() -> None:
+    early = dict.fromkeys(range(9), FramePolicy())
+    plan = AttentionPlan(default=BlockSparsePolicy(max_density=0.25), layers=early, depth=24)
+    assert plan.fitted_to(24).layers == early
+    assert sorted(plan.fitted_to(4).layers) == [0, 1]
+    assert sorted(plan.fitted_to(48).layers) == list(range(18))
+    assert plan.fitted_to(1).layers == {0: FramePolicy()}

@@ -140,11 +140,15 @@ def test_presets_are_found_and_unknown_ones_named() -> None:
         AttentionPlan.preset("colmap", "exact")
 
 
-def test_every_preset_fits_and_says_where_it_is_from() -> None:
-    for name, preset in PLANS["vggt"].items():
-        plan = AttentionPlan.preset("vggt", name)
+@pytest.mark.parametrize(
+    ("model", "num_layers"), [("vggt", 24), ("pi3", 18), ("pi3x", 18), ("mapanything", 8)]
+)
+def test_every_preset_fits_and_says_where_it_is_from(model: str, num_layers: int) -> None:
+    assert {"exact", "auto", "balanced", "fast"} < set(PLANS[model])
+    for name, preset in PLANS[model].items():
+        plan = AttentionPlan.preset(model, name)
         assert plan is preset.plan
-        plan.check_fits(24)
+        assert plan.fitted_to(num_layers).depth is None
         assert preset.description.endswith(".")
         assert preset.source.endswith(".")
 

@@ -76,7 +76,7 @@ def sparsify(
         ('aggregator.global_blocks.0.attn', (), 'block-sparse (density 0.5, coarse)')
     """
     carrier = find_carrier(model)
-    plan.check_fits(len(carrier.sites))
+    plan = plan.fitted_to(len(carrier.sites))
     if carrier.module.training:
         raise ValueError(
             "`model` must be in evaluation mode, call `model.eval()`: a plan is for inference, and "
