@@ -162,6 +162,8 @@ def _print_summary(result: ProcessResult, parser: tuple[str, ...], *, shows_next
     if shows_next:
         command = result.folder.train_command(parser=parser)
         lines += [f"Scene: {result.folder.root}", f"Next: {command}"]
+        if result.folder.undistorted is not None:
+            lines.append(f"Without lens distortion: {result.folder.undistorted}")
     for line in lines:
         out.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 

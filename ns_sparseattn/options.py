@@ -16,6 +16,7 @@ from tyro.conf import Suppress
 ResizeRule = Literal["fit", "crop", "pad"]
 CameraMode = Literal["auto", "single", "per-folder", "per-image"]
 CameraType = Literal["pinhole", "simple_pinhole", "perspective"]
+WorldFrame = Literal["level", "model"]
 
 
 def check_range(name: str, value: float, low: float, high: float, *, unit: str = "") -> None:
@@ -66,6 +67,9 @@ class SceneOptions:
     camera_type: CameraType = "pinhole"
     """Camera model that is written: pinhole (fx, fy), simple_pinhole (one f), perspective (OPENCV,
     no distortion)."""
+    world: WorldFrame = "level"
+    """level: the world is turned so that up is -y (+z in nerfstudio's files), as the cameras tell;
+    scale and origin stay. model: the model's own world, that of the first camera for most."""
     max_points: int = 200_000
     """Points kept at most; a voxel grid thins them evenly. Trainers start well from 200 000 to 500
     000."""
@@ -110,6 +114,14 @@ class SceneOptions:
     """A note warns if the median point is seen under a smaller angle between its views, degrees.
     This is COLMAP's `filter_min_tri_angle`: below it, depth cannot be checked between views."""
 
+    max_roll_deg: float = 15.0
+    """Up is told from the cameras only if the median photo is tilted sideways by less than this,
+    degrees. Hand-held photos are within a few degrees; chosen well above."""
+    min_heading_spread_deg: float = 5.0
+    """Cameras whose x axes differ by less than this (root mean square), degrees, look the same way;
+    how far they all look up or down is then not known. Chosen: for two photos at this bound, rolls
+    of 2 degrees make an error of 16 degrees, no better than the guess that is made below it."""
+
     def __post_init__(self) -> None:
         check_range("max_points", self.max_points, 1, 100_000_000)
         check_range(
@@ -139,6 +151,10 @@ class SceneOptions:
             0.0,
             90.0,
             unit=" degrees",
+        )
+        check_range("max_roll_deg", self.max_roll_deg, 0.1, 45.0, unit=" degrees")
+        check_range(
+            "min_heading_spread_deg", self.min_heading_spread_deg, 0.1, 45.0, unit=" degrees"
         )
 
 

@@ -168,6 +168,7 @@ def process(options: ProcessOptions, *, progress: Progress | None = None) -> Pro
     del model  # Building the scene may need the memory.
     with after.stage("build scene"):
         built = scene.build_scene(prediction, photos, options.scene, progress=progress)
+        built, levelling = scene.level_world(built, options.scene)
     notes = (
         *(() if weights.verified else (UNVERIFIED_NOTE,)),
         *_input_notes(photos),
@@ -187,7 +188,7 @@ def process(options: ProcessOptions, *, progress: Progress | None = None) -> Pro
             photos,
             options.output_dir,
             options.export,
-            manifest=_manifest(run, photos, built),
+            manifest={**_manifest(run, photos, built), "world": levelling},
             config=vars(options),
             progress=report,
         )
