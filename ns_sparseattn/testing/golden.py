@@ -24,6 +24,7 @@ from .golden_block_mask import BLOCK_MASK, HILBERT
 from .golden_block_mask_vggt import BLOCK_MASK_VGGT
 from .golden_file import Check, GoldenError, GoldenFile, GoldenKind
 from .golden_map import MAP_OUTPUTS
+from .golden_units_map import UNITS_MAP
 from .golden_units_vggt import UNITS_VGGT
 from .golden_vggt import VGGT_OUTPUTS
 
@@ -38,6 +39,7 @@ KINDS: tuple[GoldenKind, ...] = (
     BLOCK_MASK_VGGT,
     HILBERT,
     MAP_OUTPUTS,
+    UNITS_MAP,
 )
 """Every kind of file that can be checked; the first whose pattern matches the tag is used."""
 

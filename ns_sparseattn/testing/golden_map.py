@@ -23,7 +23,7 @@ from ..models.priors import FramePrior, check_priors
 from ..models.ray_intrinsics import least_squares_intrinsics
 from .golden_file import Check, GoldenFile, GoldenKind
 from .published_masks import published_mask
-from .recipe import fill_weights, make_images
+from .recipe import fill_weights, make_depth, make_images, make_intrinsics, make_pose
 
 # Perturbing every weight by one float32 rounding moves tokens by up to 3e-6 of their RMS, and what
 # the heads make of them by up to 1e-4; the tolerances are about five times that.
@@ -86,11 +86,7 @@ def _priors(golden: GoldenFile, num_frames: int) -> tuple[FramePrior, ...]:
     ignores_pose_scale = "ignore_pose_scale_inputs=True" in golden.config.get("call", "")
     priors = []
     for index in range(num_frames):
-        given = {
-            name: golden.tensor(f"in_view{index}_{name}")[0]
-            for name in ("intrinsics", "depth_z", "camera_poses", "is_metric_scale")
-            if f"in_view{index}_{name}" in golden.arrays
-        }
+        given = _given(golden, index)
         intrinsics, pose = given.get("intrinsics"), given.get("camera_poses")
         if intrinsics is not None:
             intrinsics = intrinsics.double()
@@ -106,6 +102,23 @@ def _priors(golden: GoldenFile, num_frames: int) -> tuple[FramePrior, ...]:
             )
         )
     return tuple(priors)
+
+
+def _given(golden: GoldenFile, index: int) -> dict[str, Tensor]:
+    """Return what one frame was told: as stored, or by the recipe for files without inputs."""
+    if golden.path.stem.endswith("_all_layers"):
+        tag = golden.config["image_tag"]
+        size = (golden.config["height"], golden.config["width"])
+        return {
+            "intrinsics": make_intrinsics(tag, index, *size).float(),
+            "camera_poses": make_pose(tag, index).float(),
+            "depth_z": make_depth(tag, index, *size),
+        }
+    return {
+        name: golden.tensor(f"in_view{index}_{name}")[0]
+        for name in ("intrinsics", "depth_z", "camera_poses", "is_metric_scale")
+        if f"in_view{index}_{name}" in golden.arrays
+    }
 
 
 @contextmanager

@@ -76,14 +76,15 @@ def normal_edges(
     has_normal: Tensor,  # [F, H, W]
 ) -> Tensor:
     """Return where normals within two pixels of each other differ, ``[F, H, W]`` bool."""
-    normals = _unit(normals).movedim(-1, 1)
+    normals = _unit(normals)
     height, width = has_normal.shape[1:]
-    padded = F.pad(normals, (1, 1, 1, 1), mode="replicate")
+    padded = F.pad(normals.movedim(-1, 1), (1, 1, 1, 1), mode="replicate").movedim(1, -1)
     is_there = F.pad(has_normal.float(), (1, 1, 1, 1), mode="replicate") > 0
     largest = torch.zeros(has_normal.shape)
     for y in range(3):
         for x in range(3):
-            angle = (normals * padded[:, :, y : y + height, x : x + width]).sum(1).acos()
+            neighbour = padded[:, y : y + height, x : x + width]
+            angle = _dot(normals, neighbour).acos()
             counts = is_there[:, x : x + height, y : y + width]  # Transposed, as published.
             largest = torch.maximum(largest, torch.where(counts, angle, 0.0))
     largest = torch.where(largest.isnan(), -math.inf, largest)
@@ -104,4 +105,12 @@ def _largest_around(values: Tensor) -> Tensor:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    return vectors / (vectors.norm(dim=-1, keepdim=True) + _EPS)
+    # Through float64, because torch's square root of float32 is not always the nearest.
+    length = _dot(vectors, vectors).double().sqrt().float()
+    return vectors / (length + _EPS).unsqueeze(-1)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    # Spelled out, because whether a sum exceeds one in its last bit depends on its order.
+    products = a * b
+    return products[..., 0] + products[..., 1] + products[..., 2]

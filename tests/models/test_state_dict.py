@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -16,20 +15,11 @@ from ns_sparseattn.models.vggt_config import config_from_shapes, spread_taps
 from ns_sparseattn.models.weights import DROPPED_PREFIXES
 
 from .conftest import TINY
-
-_LISTING = Path(__file__).resolve().parents[1] / "data" / "vggt_1b_tensors.txt"
+from .listing import read_listing
 
 
 def _published() -> dict[str, tuple[int, ...]]:
-    shapes = {}
-    for line in _LISTING.read_text(encoding="ascii").splitlines()[1:]:
-        key, shape = line.split()
-        sizes = tuple(int(size) for size in shape.split("x"))
-        match = re.search(r"\{(\d+)-(\d+)\}", key)
-        first, last = (int(match[1]), int(match[2])) if match else (0, 0)
-        for number in range(first, last + 1):
-            shapes[re.sub(r"\{.*\}", str(number), key)] = sizes
-    return shapes
+    return read_listing("vggt_1b_tensors.txt")
 
 
 def _shapes(config: VGGTConfig) -> dict[str, tuple[int, ...]]:
