@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ns_sparseattn.attention import AttentionPlan, BlockSparsePolicy
+from ns_sparseattn.configs.plans import PLANS
 from ns_sparseattn.geometry import quaternion_to_rotation
 from ns_sparseattn.models.compute import InferenceOptions
 from ns_sparseattn.models.mapanything import MapAnything, MapAnythingOutput
@@ -186,6 +187,14 @@ def test_a_plan_reaches_single_layers(newest: MapAnything) -> None:
     assert _difference(output, dense) > 0
     with pytest.raises(ValueError, match=r"names layers \[2\]; this model has layers 0 to 1"):
         newest(images, plan=AttentionPlan(layers={2: policy}))
+
+
+@pytest.mark.parametrize("name", PLANS["mapanything"])
+def test_every_preset_runs(model: MapAnything, images: Tensor, name: str) -> None:
+    prediction = model.predict(images, plan=AttentionPlan.preset("mapanything", name), options=FP32)
+    assert bool(torch.isfinite(prediction.depth).all())
+    if name == "exact":
+        assert torch.equal(prediction.depth, model.predict(images, options=FP32).depth)
 
 
 def test_the_scale_token_and_class_tokens_are_never_left_out(newest: MapAnything) -> None:
