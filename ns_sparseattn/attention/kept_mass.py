@@ -10,10 +10,10 @@ queries, ``C`` listed key blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,8 +44,16 @@ class KeptMass:
     """Norm of the output's difference from dense attention, over all sampled queries."""
     dense_norm: Tensor  # [B, H]
     """Norm of the output of dense attention, over all sampled queries."""
-    pattern: Pattern | None
-    """Which keys every query attends to; none for dense attention."""
+    row_density: Tensor | None = None  # [B, H, R]
+    """Share of all keys that each query block with a list attends to, the sinks included; none if
+    there are no lists."""
+    list_lengths: Tensor | None = None  # [B, H, R] int64
+    """Key blocks in each list."""
+    num_listed_k_blocks: int | None = None
+    """Key blocks that lists may name."""
+    pattern: Pattern | None = None
+    """Which keys every query attends to; only for layers that were asked for, none for dense
+    attention."""
 
     @property
     def relative_error(self) -> Tensor:
@@ -77,6 +85,7 @@ class _Request:
 
     num_queries: int
     seed: int
+    patterns_of: frozenset[int]
     masses: dict[int, KeptMass]
 
 
@@ -84,7 +93,9 @@ _REQUEST: ContextVar[_Request | None] = ContextVar("kept_mass", default=None)
 
 
 @contextmanager
-def record_kept_mass(*, num_queries: int = 256, seed: int = 0) -> Iterator[dict[int, KeptMass]]:
+def record_kept_mass(
+    *, num_queries: int = 256, seed: int = 0, patterns_of: Collection[int] = ()
+) -> Iterator[dict[int, KeptMass]]:
     """Measure, in every global layer that runs inside, how much of dense attention is kept.
 
     Works in the models of this package and under `sparsify`. The numbers also stand in the
@@ -93,10 +104,12 @@ def record_kept_mass(*, num_queries: int = 256, seed: int = 0) -> Iterator[dict[
     Args:
         num_queries: Queries to sample at random in each head of each scene; all if there are fewer.
         seed: Which queries are sampled; the same seed, layer and number of tokens give the same.
+        patterns_of: Layers whose `KeptMass.pattern` to keep, with its block map: about four bytes
+            for each block kept.
 
     Yields:
         What was measured by index of the global layer, filled while models run; of several runs,
-        the last. It holds on to the layers' block maps.
+        the last.
 
     Raises:
         ValueError: If `num_queries` is not positive.
@@ -114,7 +127,9 @@ def record_kept_mass(*, num_queries: int = 256, seed: int = 0) -> Iterator[dict[
     """
     if num_queries < 1:
         raise ValueError(f"`num_queries` must be at least 1, got {num_queries}.")
-    request = _Request(num_queries=num_queries, seed=seed, masses={})
+    request = _Request(
+        num_queries=num_queries, seed=seed, patterns_of=frozenset(patterns_of), masses={}
+    )
     token = _REQUEST.set(request)
     try:
         yield request.masses
@@ -149,6 +164,8 @@ def note_kept_mass(
     # A caller's autocast would round the scores to 8 bits.
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         measured = _measure(q, k, v, out, pattern, _sample(q, request, layer))
+    if layer in request.patterns_of:
+        measured = replace(measured, pattern=pattern)
     request.masses[layer] = measured
     return measured.summary()
 
@@ -188,14 +205,21 @@ def _measure(
     mass, with_coarse, density, error, dense = (
         part.reshape(queries.shape) for part in torch.stack(of_heads, dim=1).cpu()
     )
-    return KeptMass(
+    measured = KeptMass(
         queries=queries.cpu(),
         mass=mass,
         mass_with_coarse=None if coarse is None else with_coarse,
         density=density,
         error_norm=error.norm(dim=-1),
         dense_norm=dense.norm(dim=-1),
-        pattern=pattern,
+    )
+    if not isinstance(pattern, BlockPattern):
+        return measured
+    return replace(
+        measured,
+        row_density=pattern.row_densities().cpu(),
+        list_lengths=pattern.block_map.counts.cpu(),
+        num_listed_k_blocks=pattern.block_map.num_listed_k_blocks,
     )
 
 
