@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -146,7 +147,8 @@ def summarise(
         auc={limit: auc(every, limit) for limit in THRESHOLDS_DEG},
         auc_vggt={limit: auc_vggt(every_vggt, limit) for limit in THRESHOLDS_DEG},
         recall={limit: _share(every < limit) for limit in THRESHOLDS_DEG},
-        median_deg=float(measured.quantile(0.5)) if len(measured) else math.nan,
+        # Not `quantile`, which takes no more than 16 million values: 5,800 images have more pairs.
+        median_deg=float(np.median(measured.numpy())) if len(measured) else math.nan,
         max_deg=float(measured.max()) if len(measured) else math.nan,
     )
 
