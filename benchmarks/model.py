@@ -140,7 +140,7 @@ def parse_plan(name: str) -> AttentionPlan:
     else:
         plan = AttentionPlan.preset("vggt", last)
     layers = {**plan.layers, **dict.fromkeys(range(early), FramePolicy())}
-    return AttentionPlan(default=plan.default, layers=layers)
+    return AttentionPlan(default=plan.default, layers=layers, depth=plan.depth)
 
 
 def _photos(num_frames: int, size: tuple[int, int], device: torch.device) -> Tensor:

@@ -1,31 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m benchmarks.table``: write the README's table from the committed rows."""
+"""``python -m benchmarks.table``: write the tables of README and docs from the committed rows.
+
+A table stands between two comments that name it, ``<!-- table NAME -->`` and ``<!-- end of table
+-->``; what is between them is replaced.
+"""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from benchmarks.machine import REPOSITORY
-from benchmarks.process import RESULTS
+from benchmarks.rows import read
 
-README = REPOSITORY / "README.md"
-BEGIN, END = "<!-- benchmarks.table: begin -->", "<!-- benchmarks.table: end -->"
+Rows = list[dict[str, Any]]
 
-
-def read_rows(path: Path = RESULTS) -> list[dict[str, Any]]:
-    """Return the rows of a results file, in the order in which they were measured."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+DOCUMENTS = ("README.md", "docs/attention.md")
+"""Documents with tables."""
+_TABLE = re.compile(r"(<!-- table (\w+) -->\n).*?(\n<!-- end of table -->)", flags=re.DOTALL)
 
 
-def make_table(rows: list[dict[str, Any]]) -> str:
-    """Return a Markdown table of rows, and one line for each machine that they were measured on."""
-    lines = [
-        "| photos | weights | attention | total s | network s | of it global attention s "
-        "| scene + export s | peak GiB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+def process_table(rows: Rows) -> str:
+    """The whole command, stage by stage."""
+    lines = []
     for row in rows:
         stages = row["stages_s"]
         network = sum(stages[name] for name in ("encoder", "attention", "camera", "depth"))
@@ -33,30 +31,120 @@ def make_table(rows: list[dict[str, Any]]) -> str:
         kind = "dense" if row["mean_density"] == 1.0 else f"density {row['mean_density']:.2f}"
         width, height = row["photo_size"]
         lines.append(
-            f"| {row['photos']}, {row['num_photos']} at {width} x {height} | {row['weights']} "
-            f"| {kind} | {row['total_s']:.0f} | {network:.0f} | {row['global_attention_s']:.0f} "
-            f"| {scene:.0f} | {row['peak_memory_gib']:.1f} |"
+            (
+                f"{row['photos']}, {row['num_photos']} at {width} x {height}",
+                row["weights"],
+                kind,
+                f"{row['total_s']:.0f}",
+                f"{network:.0f}",
+                f"{row['global_attention_s']:.0f}",
+                f"{scene:.0f}",
+                f"{row['peak_memory_gib']:.1f}",
+            )
         )
+    head = "photos|weights|attention|total s|network s|of it global attention s|scene + export s"
+    return _markdown(f"{head}|peak GiB", lines, rows)
+
+
+def attention_table(rows: Rows) -> str:
+    """The operation on selected lists, speed-up over the fastest dense attention."""
+    lines = [
+        (
+            f"{row['tokens']}",
+            row["dtype"],
+            f"{row.get('density', 1.0):.2f}",
+            row["what"] + (" + coarse" if row.get("coarse") else ""),
+            f"{row['p50_ms']:.0f}",
+            f"{row['executed_tflops']:.2f}",
+            f"{row['speed_up']:.1f}" if "speed_up" in row else "1.0",
+            f"{row['speed_up_with_selection']:.1f}" if "speed_up" in row else "",
+            f"{row['error']:.1e}" if "error" in row else "",
+        )
+        for row in rows
+        if row["lists"] in ("dense", "selected")
+    ]
+    head = "tokens|dtype|density|what|ms|TFLOP/s executed|speed-up|with selection|error"
+    return _markdown(head, lines, rows)
+
+
+def model_table(rows: Rows) -> str:
+    """Whole forward passes, speed-up over the fastest dense attention of the run."""
+    lines = [
+        (
+            f"{row['frames']} at {row['size'][1]} x {row['size'][0]}",
+            row["plan"] + (f", {row['kernel']}" if row["kernel"] else ""),
+            f"{row['mean_density']:.2f}",
+            f"{row['attention_ms'] / 1e3:.1f}",
+            f"{row['attention_speed_up']:.2f}" if "attention_speed_up" in row else "",
+            f"{row['total_ms'] / 1e3:.1f}",
+            f"{row['total_speed_up']:.2f}" if "total_speed_up" in row else "",
+            f"{row['peak_gib']:.1f}",
+        )
+        for row in rows
+    ]
+    head = "photos|plan|density|global attention s|speed-up|network s|speed-up|peak GiB"
+    return _markdown(head, lines, rows)
+
+
+def selection_table(rows: Rows) -> str:
+    """Orders of patches and the coarse term at equal density."""
+    keys = sorted({(row["frames"], row["sharpness"], row["density"]) for row in rows})
+    lines = []
+    for frames, sharpness, density in sorted(keys, key=lambda key: (key[0], key[1], -key[2])):
+        cells = [str(frames), sharpness, f"{density:.2f}"]
+        for order in ("raster", "hilbert", "tiles"):
+            (row,) = [
+                row
+                for row in rows
+                if (row["frames"], row["sharpness"], row["density"]) == (frames, sharpness, density)
+                and row["order"] == order
+            ]
+            cells += [
+                f"{row['kept_mass']:.2f}",
+                f"{row['error']:.2f}",
+                f"{row['error_coarse']:.2f}",
+            ]
+        lines.append(cells)
+    head = "|".join(
+        ["photos", "attention", "density"]
+        + [
+            f"{order}: {what}"
+            for order in ("raster", "hilbert", "tiles")
+            for what in ("kept mass", "error", "error, coarse")
+        ]
+    )
+    return _markdown(head, lines, rows)
+
+
+TABLES: dict[str, Callable[[Rows], str]] = {
+    "process": process_table,
+    "attention": attention_table,
+    "model": model_table,
+    "selection": selection_table,
+}
+"""Tables by the name of their results file."""
+
+
+def fill(document: str) -> str:
+    """Return a document with its tables made anew from the rows."""
+    return _TABLE.sub(
+        lambda found: f"{found[1]}\n{TABLES[found[2]](read(found[2]))}\n{found[3]}", document
+    )
+
+
+def _markdown(head: str, lines: Iterable[Sequence[str]], rows: Rows) -> str:
+    """Return a Markdown table, and one line for the machines that the rows were measured on."""
+    titles = head.split("|")
     machines = {
         f"{m['device']}, {m['cores']} cores, {m['memory_gib']:.0f} GiB, torch {m['torch']}"
         for m in (row["machine"] for row in rows)
     }
-    return "\n".join([*lines, "", f"Measured on: {'; '.join(sorted(machines))}."])
-
-
-def insert(readme: str, table: str) -> str:
-    """Return the README with its table replaced.
-
-    Raises:
-        ValueError: If the README lacks the markers.
-    """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"The README must contain {BEGIN} and {END}.")
-    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+    body = [titles, ["---"] * len(titles), *lines]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in body)
+    return f"{table}\n\nMeasured on: {'; '.join(sorted(machines))}."
 
 
 if __name__ == "__main__":
-    text = README.read_text(encoding="utf-8")
-    README.write_text(insert(text, make_table(read_rows())), encoding="utf-8")
+    for name in DOCUMENTS:
+        path = REPOSITORY / name
+        path.write_text(fill(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.table import insert, make_table, read_rows
+from benchmarks.table import DOCUMENTS, fill
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_table_is_made_of_the_committed_rows() -> None:
-    assert insert(README, make_table(read_rows())) == README
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_tables_are_made_of_the_committed_rows(name: str) -> None:
+    document = (REPOSITORY / name).read_text(encoding="utf-8")
+    assert "<!-- table " in document
+    assert fill(document) == document
 
 
 def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks measure what they say, and refuse to report what is wrong."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import attention, model, rows, selection
+from benchmarks.overlapping_views import Views
+from benchmarks.timing import measure
+from ns_sparseattn.attention import BlockMap
+from ns_sparseattn.attention.backends import BACKENDS, Backend, gather
+from ns_sparseattn.attention.backends.inputs import AttentionInputs
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    def append(name: str, new: list[dict[str, Any]]) -> Path:
+        return rows.append(name, new, tmp_path)
+
+    for module in (attention, model, selection):
+        monkeypatch.setattr(module, "append", append)
+    return tmp_path
+
+
+def _bench(**options: Any) -> attention.Bench:
+    return attention.Bench(
+        **{
+            "device": "cpu",
+            "tokens": (1024,),
+            "densities": (0.25,),
+            "dtypes": ("float32",),
+            "heads": 2,
+            "repeats": 1,
+            **options,
+        }
+    )
+
+
+def test_a_row_holds_what_a_reader_needs(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _bench().main()
+    measured = rows.read("attention", results)
+    dense = [row for row in measured if row["lists"] == "dense"]
+    sparse = [row for row in measured if row["lists"] == "selected"]
+    assert dense
+    assert {"gather"} <= {row["what"] for row in sparse}
+    assert {row["coarse"] for row in sparse} == {False, True}
+    for row in sparse:
+        assert row["density"] == pytest.approx(0.25)
+        assert row["error"] < 1e-6
+        assert row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"]
+        # 2 heads, 1024 tokens, 64 channels, two products of a multiplication and an addition each.
+        flop = 4 * 2 * 1024**2 * 64
+        assert row["dense_tflops"] == pytest.approx(flop / row["p50_ms"] / 1e9, abs=1e-3)
+        assert row["executed_tflops"] == pytest.approx(row["dense_tflops"] / 4, abs=1e-3)
+        assert row["speed_up"] == pytest.approx(
+            min(peer["p50_ms"] for peer in dense) / row["p50_ms"], abs=6e-3
+        )
+        assert row["machine"]["device"]
+    assert "speed-up" in capsys.readouterr().out
+
+
+def test_nothing_is_reported_when_a_backend_is_wrong(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(inputs: AttentionInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        out, lse = gather.run(inputs)
+        return out * 1.001, lse
+
+    monkeypatch.setitem(BACKENDS, "gather", Backend(run=wrong, why_not=gather.why_not))
+    with pytest.raises(SystemExit, match="The gather backend is wrong by 0.001 on torch.float32"):
+        _bench().main()
+    assert rows.read("attention", results) == []
+
+
+def test_random_lists_are_as_long_as_the_selected_ones() -> None:
+    generator = torch.Generator().manual_seed(7)
+    selected = BlockMap.from_mask(torch.rand(1, 2, 4, 20, generator=generator) < 0.3)
+    shuffled = attention._shuffled(selected)
+    assert torch.equal(shuffled.counts, selected.counts)
+    assert not torch.equal(shuffled.columns, selected.columns)
+
+
+def test_views_that_overlap_attend_to_each_other() -> None:
+    views = Views(num_frames=4, grid_height=10, grid_width=12, num_heads=2)
+    points = views.surface_points()
+    q, k, _ = views.qkv("medium")
+    scores = (q @ k.transpose(-1, -2))[0] / 8
+    distance = torch.cdist(points, points)
+    near, far = distance < 0.05, distance > 3
+    assert float(scores[0][near].mean()) > float(scores[0][far].mean()) + 4
+
+
+def test_times_and_memory_are_those_of_the_call() -> None:
+    def call() -> None:
+        held = torch.ones(64, 2**20)  # 256 MiB
+        time.sleep(0.05)
+        del held
+
+    timing = measure(call, torch.device("cpu"), repeats=3)
+    assert 50 <= timing.p20_ms <= timing.p50_ms <= timing.p80_ms
+    assert timing.repeats == 3
+    assert 0.2 < timing.peak_gib < 0.4
+
+
+@pytest.mark.parametrize(
+    ("name", "num_frame_layers", "default"),
+    [
+        ("dense", 0, "dense"),
+        ("density 0.25", 0, "block-sparse (density 0.25, coarse)"),
+        ("frames 9 + density 0.1", 9, "block-sparse (density 0.1, coarse)"),
+        ("fast", 9, "block-sparse (density 0.1, coarse)"),
+    ],
+)
+def test_plans_go_by_name(name: str, num_frame_layers: int, default: str) -> None:
+    plan = model.parse_plan(name).fitted_to(24)
+    policies = [plan.policy(layer).name for layer in range(24)]
+    assert policies == ["frame-only"] * num_frame_layers + [default] * (24 - num_frame_layers)
+
+
+def test_selection_rows_compare_orders_and_the_coarse_term(results: Path) -> None:
+    selection.Bench(frames=(4,), grid=(12, 16), heads=2, densities=(0.25,), queries=64).main()
+    measured = rows.read("selection", results)
+    assert {row["order"] for row in measured} == {"tiles", "hilbert", "raster"}
+    for row in measured:
+        assert 0.2 < row["kept_mass"] < 1.0
+        assert 0.0 < row["error_coarse"] < row["error"]
