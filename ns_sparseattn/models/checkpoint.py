@@ -26,7 +26,7 @@ _NUM_SHOWN = 3
 # Keys that tell which network a file belongs to; the first pattern that a key matches decides.
 _KNOWN_MODELS = (
     (r"aggregator\.inter_frame_blocks\.", "VGGT-Omega"),
-    (r"aggregator\.(frame|global)_blocks\.", "VGGT, of another or an incomplete kind"),
+    (r"aggregator\.(frame|global)_blocks\.", "VGGT"),
     (r"(pose_inject_blk|metric_decoder|depth_emb)\b", "Pi3X"),
     (r"point_decoder\.", "Pi3"),
     (r"(info_sharing|scale_head|ray_dirs_encoder)\.", "MapAnything"),
@@ -145,7 +145,8 @@ def check_keys(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]], 
         if keys
     ]
     guess = guess_model(shapes)
-    looks_like = f" It looks like {guess}." if guess else ""
+    kind = ", of another or an incomplete kind" if guess == model else ""
+    looks_like = f" It looks like {guess}{kind}." if guess else ""
     raise ValueError(
         f"{checkpoint.path} does not hold the weights of {model}: of {len(expected)} tensors "
         f"{', '.join(problems)}.{looks_like}"

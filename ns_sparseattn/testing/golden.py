@@ -21,10 +21,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .golden_block_mask import BLOCK_MASK, HILBERT
+from .golden_block_mask_pi3 import BLOCK_MASK_PI3
 from .golden_block_mask_vggt import BLOCK_MASK_VGGT
 from .golden_file import Check, GoldenError, GoldenFile, GoldenKind
 from .golden_map import MAP_OUTPUTS
+from .golden_pi3 import PI3_OUTPUTS
 from .golden_units_map import UNITS_MAP
+from .golden_units_pi3 import UNITS_PI3
 from .golden_units_vggt import UNITS_VGGT
 from .golden_vggt import VGGT_OUTPUTS
 
@@ -37,14 +40,14 @@ KINDS: tuple[GoldenKind, ...] = (
     UNITS_VGGT,
     BLOCK_MASK,
     BLOCK_MASK_VGGT,
+    BLOCK_MASK_PI3,
     HILBERT,
+    PI3_OUTPUTS,
+    UNITS_PI3,
     MAP_OUTPUTS,
     UNITS_MAP,
 )
 """Every kind of file that can be checked; the first whose pattern matches the tag is used."""
-
-_MISSING_MODELS = {r"golden-\w+/block_mask/sparse_pi3/": "pi3"}
-"""Files of known content that need a model which the package lacks, by pattern of the tag."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +81,6 @@ def check_file(path: Path) -> Iterable[GoldenResult]:
         if re.match(kind.tag_pattern, golden.tag):
             break
     else:
-        for pattern, model in _MISSING_MODELS.items():
-            if re.match(pattern, golden.tag):
-                raise GoldenError(
-                    f"{path}: this file needs the model {model}, which is not implemented."
-                )
         known = ", ".join(kind.name for kind in KINDS)
         raise GoldenError(
             f"{path}: no kind of golden file has the tag {golden.tag!r}; known kinds: {known}."

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MapAnything's published choice of pixels that may make points, for comparison with recordings.
+"""Published choices of pixels that may make points, for comparison with recordings.
 
-An edge is where both the depth jumps and the surface turns. The published search for turns has two
-faults, kept here because recordings show them: angles come from an arc cosine that is not clamped,
-so rounding turns a third of those of a pixel with itself, and with them all of that pixel's, into
-NaN; and whether a neighbour has a normal is looked up at the transposed offset. The package itself
-looks for edges in `ns_sparseattn.scene`.
+An edge is where both the depth jumps and the surface turns. MapAnything's search for turns has two
+faults, which Pi3's has not, kept here because recordings show them: angles come from an arc cosine
+that is not clamped, so rounding turns a third of those of a pixel with itself, and with them all of
+that pixel's, into NaN; and whether a neighbour has a normal is looked up at the transposed offset.
+The package itself looks for edges in `ns_sparseattn.scene`.
 
 Axes: ``F`` frames, ``H`` x ``W`` pixels.
 """
@@ -74,8 +74,16 @@ def point_normals(
 def normal_edges(
     normals: Tensor,  # [F, H, W, 3]
     has_normal: Tensor,  # [F, H, W]
+    *,
+    has_faults: bool = True,
 ) -> Tensor:
-    """Return where normals within two pixels of each other differ, ``[F, H, W]`` bool."""
+    """Return where normals within two pixels of each other differ, ``[F, H, W]`` bool.
+
+    Args:
+        normals: Unit normals.
+        has_normal: Where there are any.
+        has_faults: Whether to look as MapAnything does, or as Pi3.
+    """
     normals = _unit(normals)
     height, width = has_normal.shape[1:]
     padded = F.pad(normals.movedim(-1, 1), (1, 1, 1, 1), mode="replicate").movedim(1, -1)
@@ -84,8 +92,10 @@ def normal_edges(
     for y in range(3):
         for x in range(3):
             neighbour = padded[:, y : y + height, x : x + width]
-            angle = _dot(normals, neighbour).acos()
-            counts = is_there[:, x : x + height, y : y + width]  # Transposed, as published.
+            cosine = _dot(normals, neighbour)
+            angle = (cosine if has_faults else cosine.clamp(-1, 1)).acos()
+            dy, dx = (x, y) if has_faults else (y, x)
+            counts = is_there[:, dy : dy + height, dx : dx + width]
             largest = torch.maximum(largest, torch.where(counts, angle, 0.0))
     largest = torch.where(largest.isnan(), -math.inf, largest)
     return _largest_around(largest) > math.radians(_ANGLE_TOLERANCE_DEG)

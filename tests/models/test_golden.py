@@ -30,32 +30,23 @@ def test_small_files_are_within_tolerance(golden_folder: Path, name: str) -> Non
         "block_mask_nosink",
         "block_mask_hilbert",
         "block_mask_vggt_model_cdf90",
+        "block_mask_pi3_model_ratio50",
     ],
 )
 def test_block_masks_are_equal(golden_folder: Path, name: str) -> None:
     results = list(check_file(golden_folder / f"{name}.npz"))
     assert [result for result in results if not result.ok or result.error is None] == []
     assert all(result.error == 0 for result in results if "mask" in result.array)
-    assert len(results) >= 8
+    assert len(results) >= 7
 
 
 @pytest.mark.slow
 def test_all_block_masks_are_equal(shared: Path) -> None:
     files = sorted((shared / "models" / "golden_a").glob("block_mask_*.npz"))
-    files = [path for path in files if "pi3" not in path.name]
-    assert len(files) == 9
+    assert len(files) == 10
     for path in files:
         results = list(check_file(path))
         assert [result for result in results if not result.ok or result.error is None] == []
-
-
-def test_a_file_of_a_missing_model_says_which(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = json.dumps({"tag": "golden-a/block_mask/sparse_pi3/0"})
-    np.savez(tmp_path / "pi3.npz", config_json=np.array(config))
-    assert main([str(tmp_path / "pi3.npz")]) == 2
-    assert "needs the model pi3, which is not implemented" in capsys.readouterr().err
 
 
 def test_inputs_that_differ_are_refused(golden_folder: Path, tmp_path: Path) -> None:
