@@ -28,7 +28,9 @@ UNVERIFIED_NOTE = (
     "poses and points that mean nothing."
 )
 
-AttentionName = Literal["exact", "paper-s50", "paper-s75", "block-sparse"]
+AttentionName = Literal[
+    "exact", "auto", "balanced", "fast", "paper-s50", "paper-s75", "block-sparse"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,19 +73,24 @@ class AttentionOptions:
     """What the global attention layers do."""
 
     attention: AttentionName = "exact"
-    """exact: every layer dense, as the model was trained. paper-s50, paper-s75: the published
-    block-sparse method at about 50 and 70 per cent sparsity, for comparison. block-sparse:
-    training-free selection of key blocks; needs `density`, `mass` or both."""
+    """exact: every layer dense, as the model was trained. balanced, fast: early layers within
+    photos, then a quarter or a tenth of the key blocks. auto: balanced where that was measured to
+    be faster than exact. paper-s50, paper-s75: the published block-sparse method at about 50 and
+    70 per cent sparsity, for comparison. block-sparse: training-free selection of key blocks in all
+    layers; needs `density`, `mass` or both."""
     density: float | None = None
     """Share of the key blocks that each query block keeps, 0 to 1; an upper bound if `mass` is
     given."""
     mass: float | None = None
     """Share of the pooled attention that the kept blocks must reach, 0 to 1."""
+    coarse: bool = True
+    """Let key blocks that block-sparse leaves out contribute through their means."""
 
     def __post_init__(self) -> None:
-        if self.attention != "block-sparse" and (self.density, self.mass) != (None, None):
+        has_shares = (self.density, self.mass) != (None, None)
+        if self.attention != "block-sparse" and (has_shares or not self.coarse):
             raise ValueError(
-                f"`density` and `mass` have no effect with `attention` {self.attention}; "
+                f"`density`, `mass` and `coarse` have no effect with `attention` {self.attention}; "
                 "set block-sparse."
             )
         for name in ("density", "mass"):
@@ -95,7 +102,9 @@ class AttentionOptions:
     def plan(self) -> AttentionPlan:
         """Return the plan that the options describe."""
         if self.attention == "block-sparse":
-            return AttentionPlan.block_sparse(density=self.density, mass=self.mass)
+            return AttentionPlan.block_sparse(
+                density=self.density, mass=self.mass, coarse=self.coarse
+            )
         return AttentionPlan.preset("vggt", self.attention)
 
 

@@ -119,9 +119,10 @@ def test_photos_to_evaluate_on_need_no_option_for_training(
     [
         pytest.param("paper-s50", "paper (ratio 0.5, cdf 0.7)", id="s50"),
         pytest.param("paper-s75", "paper (ratio 0.8, cdf 0.5)", id="s75"),
+        pytest.param("auto", "auto frame-only", id="auto"),
     ],
 )
-def test_published_attention_can_be_chosen(
+def test_attention_can_be_chosen_by_name(
     command: Command, photos: Path, tmp_path: Path, choice: str, policy: str
 ) -> None:
     outcome = command(*process(photos, tmp_path / "scene", "--attention", choice))
@@ -187,6 +188,25 @@ def test_broken_photos_come_with_the_flag_that_leaves_them_out(
     outcome = command(*process(folder / "empty.jpg", tmp_path / "other"))
     assert outcome.code == 1
     assert "--skip-broken" not in outcome.err
+
+
+def test_a_twin_without_distortion_is_written_judged_and_compared(
+    command: Command, photos: Path, tmp_path: Path
+) -> None:
+    scene, twin = tmp_path / "scene", tmp_path / "scene/undistorted"
+    outcome = command(*process(photos, scene, "--undistort", "--world", "model"))
+    assert outcome.code == 0
+    assert f"Without lens distortion: {twin}" in outcome.out
+    assert "No camera has lens distortion" in outcome.err
+    outcome = command("evaluate", twin, "--reference", scene)
+    assert outcome.code == 0
+    assert "2 of 2 images, 1 pair;" in outcome.out
+    outcome = command("compare", scene, twin)
+    assert outcome.code == 0
+    assert "second: scene folder" in outcome.out
+    outcome = command("undistort", photos, tmp_path / "twin")
+    assert outcome.code == 1
+    assert "must be a scene folder" in outcome.err
 
 
 @pytest.mark.parametrize(
