@@ -77,12 +77,12 @@ def _sentences(evaluation: Evaluation) -> list[str]:
     num_posed = evaluation.num_images - len(evaluation.missing)
     pairs = evaluation.pairs
     lines = [
-        f"{num_posed} of {evaluation.num_images} images, {pairs.num_pairs} pairs; matched by "
-        f"{evaluation.matched_by}."
+        f"{num_posed} of {_count(evaluation.num_images, 'image')}, "
+        f"{_count(pairs.num_pairs, 'pair')}; matched by {evaluation.matched_by}."
     ]
     if evaluation.missing:
         lines.append(
-            f"Missing, counted as failures ({pairs.num_missing} pairs): "
+            f"Missing, counted as failures ({_count(pairs.num_missing, 'pair')}): "
             f"{_some(evaluation.missing)}."
         )
     if evaluation.extra:
@@ -91,8 +91,8 @@ def _sentences(evaluation: Evaluation) -> list[str]:
         lines.append(f"Not in {evaluation.estimate}, left out: {_some(evaluation.unmatched)}.")
     if pairs.num_without_direction:
         lines.append(
-            f"{pairs.num_without_direction} pairs of reference cameras stand at one place: of "
-            "these only the rotation is judged."
+            f"{_count(pairs.num_without_direction, 'pair')} of reference cameras at one place: only "
+            "rotations are judged there."
         )
     if evaluation.trajectory is not None:
         error = evaluation.trajectory
@@ -147,3 +147,7 @@ def _deg(angle: float) -> str:
 def _some(names: Sequence[str]) -> str:
     rest = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
     return ", ".join(names[:_MAX_NAMED]) + rest
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -190,6 +190,8 @@ def write_scene(
     posed = _posed_frames(scene, frames)
     # All that is to be written is prepared first: a camera without a pinhole twin costs no time.
     twin = straighten(scene) if options.undistort else None
+    if twin is not None and not twin[1]:
+        _log.warning("No camera has lens distortion: the twin's photos are those of the scene.")
     staged = staged_folder(target, may_replace=options.overwrite)
     with _clear_errors(output_dir), staged as folder:
         if twin is not None:
