@@ -91,8 +91,8 @@ def _sentences(evaluation: Evaluation) -> list[str]:
         lines.append(f"Not in {evaluation.estimate}, left out: {_some(evaluation.unmatched)}.")
     if pairs.num_without_direction:
         lines.append(
-            f"{_count(pairs.num_without_direction, 'pair')} of reference cameras at one place: only "
-            "rotations are judged there."
+            f"{_count(pairs.num_without_direction, 'pair')} of reference cameras at one place: "
+            "only rotations are judged there."
         )
     if evaluation.trajectory is not None:
         error = evaluation.trajectory
