@@ -7,25 +7,41 @@ from .compute import InferenceOptions
 from .mapanything import MapAnything, MapAnythingOutput
 from .mapanything_config import MapAnythingConfig
 from .mapanything_weights import load_mapanything, save_mapanything
+from .pi3 import Pi3, Pi3Output
+from .pi3_config import Pi3Config, Pi3XConfig
+from .pi3_weights import load_pi3, load_pi3x, save_pi3
+from .pi3x import Pi3X
 from .priors import FramePrior
+from .registry import MODELS, ModelName, find_model
 from .vggt import VGGT, VGGTOutput
 from .vggt_config import VGGTConfig
 from .weight_set import WeightSet, WeightsInfo
 from .weights import load_vggt, save_vggt
 
 __all__ = [
+    "MODELS",
     "VGGT",
     "FramePrior",
     "InferenceOptions",
     "MapAnything",
     "MapAnythingConfig",
     "MapAnythingOutput",
+    "ModelName",
+    "Pi3",
+    "Pi3Config",
+    "Pi3Output",
+    "Pi3X",
+    "Pi3XConfig",
     "VGGTConfig",
     "VGGTOutput",
     "WeightSet",
     "WeightsInfo",
+    "find_model",
     "load_mapanything",
+    "load_pi3",
+    "load_pi3x",
     "load_vggt",
     "save_mapanything",
+    "save_pi3",
     "save_vggt",
 ]
