@@ -42,8 +42,10 @@ from .vit import VisionTransformer
 
 # Lower bound of ray lengths before they are normalised, and of the scale; the published value.
 _SMALLEST = 1e-8
-# Rays, depth along them, z-depth, confidence, surface.
-_NUM_MAPS = 7
+# z-depth, confidence, surface.
+_NUM_MAPS = 3
+# Rays and depth along them.
+_NUM_RAY_MAPS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +136,8 @@ class MapAnything(nn.Module):
     ) -> MapAnythingOutput:
         """Run the network.
 
-        With autograd on, all frames pass encoder and transformer at once; under ``torch.no_grad``
-        in chunks.
+        With autograd on, the transformer takes all frames at once; under ``torch.no_grad``
+        everything runs in chunks.
 
         Args:
             images: RGB, float in [0, 1] or uint8, ``[B, F, 3, H, W]`` or ``[F, 3, H, W]``; both
@@ -164,14 +166,13 @@ class MapAnything(nn.Module):
             )
         images = check_images(images, config.patch_size)
         geometry = _prepare(priors, images)
-        run = self._begin(images, options or InferenceOptions(), progress)
+        run = self._begin(images, keep_rays, options or InferenceOptions(), progress)
         fused, x = self._encode(images, geometry, run)
         shared, attention = self._share(x, plan or AttentionPlan.dense(), keep_layers, run)
         del x
         with full_precision(run.device):
             scale = self.scale_head(shared.scale_token.float()).exp().clamp(min=_SMALLEST)
-            fit = IntrinsicsFit(is_centered=geometry is None or not bool(geometry.has_rays.any()))
-            outputs = self._decode(fused, shared, scale, keep_rays, fit, run)
+            outputs = self._decode(fused, shared, scale, keep_rays, _choose_fit(priors), run)
         return MapAnythingOutput(
             **outputs,
             metric_scale=scale[:, 0],
@@ -187,6 +188,7 @@ class MapAnything(nn.Module):
         *,
         priors: Sequence[FramePrior | None] | None = None,
         plan: AttentionPlan | None = None,
+        camera_ids: Sequence[int] | None = None,
         options: InferenceOptions | None = None,
         progress: Progress | None = None,
     ) -> Prediction:
@@ -197,6 +199,8 @@ class MapAnything(nn.Module):
                 reference.
             priors: What is known of each frame, as in `forward`.
             plan: Attention of the global layers; dense if not given.
+            camera_ids: One number per frame; frames of one number share their intrinsics. Each
+                frame has its own if not given.
             options: Precision, chunks, memory.
             progress: Called as ``progress(stage, done, total)``.
 
@@ -206,7 +210,7 @@ class MapAnything(nn.Module):
 
         Raises:
             TypeError: If ``images`` is no tensor of a usable dtype.
-            ValueError: If shape or range of ``images`` or of priors do not fit.
+            ValueError: If ``images``, ``priors`` or ``camera_ids`` do not fit.
             ReconstructionError: If the run does not fit in memory.
         """
         if isinstance(images, Tensor) and images.ndim != 4:
@@ -216,11 +220,19 @@ class MapAnything(nn.Module):
                 images,
                 priors=priors,
                 plan=plan,
-                keep_rays=False,
+                # Rays of all frames take much memory, and frames can be fitted one by one.
+                keep_rays=camera_ids is not None,
                 options=options,
                 progress=progress,
             )
         intrinsics = output.intrinsics[0].float().cpu()
+        if output.rays is not None:
+            intrinsics = fit_intrinsics(
+                output.rays[0],
+                output.confidence[0],
+                camera_ids=camera_ids,
+                fit=_choose_fit(priors),
+            )
         depth = output.depth[0].masked_fill(output.surface_logits[0] <= 0, 0.0)
         return Prediction(
             cam_from_world=output.cam_from_world[0].float().cpu(),
@@ -244,14 +256,18 @@ class MapAnything(nn.Module):
         Images are as in `forward`; nothing that is known of them is added yet.
         """
         images = check_images(images, self.config.patch_size)
-        run = self._begin(images, options or InferenceOptions(), None)
+        run = self._begin(images, False, options or InferenceOptions(), None)
         tokens = []
         for start, stop in spans(images.shape[1], run.memory.frames_per_chunk):
             tokens.append(self._encode_images(images[:, start:stop], run))
         return torch.cat(tokens, dim=1)
 
     def _begin(
-        self, images: Tensor, options: InferenceOptions, progress: Progress | None
+        self,
+        images: Tensor,
+        keep_rays: bool,
+        options: InferenceOptions,
+        progress: Progress | None,
     ) -> ForwardRun:
         config = self.config
         batch, num_frames, _, height, width = images.shape
@@ -264,7 +280,7 @@ class MapAnything(nn.Module):
             head_features=config.dpt_features,
             # The plan counts taps of twice the channels: two here are what one is there.
             num_taps=(len(config.taps) + 2) // 2,
-            num_maps=_NUM_MAPS,
+            num_maps=_NUM_MAPS + _NUM_RAY_MAPS * keep_rays,
         )
         return ForwardRun.begin(shape, grid, options, self.device, progress)
 
@@ -351,6 +367,7 @@ class MapAnything(nn.Module):
                 x,
                 scale_token,
                 attention,
+                num_patches=run.grid[0] * run.grid[1],
                 taps=config.taps,
                 keep_layers=keep_layers,
                 tap_dtype=run.memory.tap_dtype,
@@ -370,10 +387,10 @@ class MapAnything(nn.Module):
         run: ForwardRun,
     ) -> dict[str, Tensor]:
         """Run pose and dense heads over chunks of frames."""
-        batch, num_frames, num_patches = fused.shape[:3]
+        batch, num_frames = fused.shape[:2]
         last = self.config.depth - 1
         layers = [shared.taps[layer] for layer in (*self.config.taps, last)]
-        taps = [tokens[:, :, :num_patches].flatten(0, 1) for tokens in (fused, *layers)]
+        taps = [patches.flatten(0, 1) for patches in (fused, *layers)]
         scales = scale.repeat_interleave(num_frames, dim=0)  # [B * F, 1]
         chunks: list[dict[str, Tensor]] = []
         with run.recorder.stage("depth", num_frames) as report:
@@ -418,6 +435,12 @@ def decode_pose(
     translation, quaternion = raw.split([3, 4], dim=-1)
     rotation = rotation_from_xyzw(quaternion)
     return invert_rigid(torch.cat([rotation, (translation * scale).unsqueeze(-1)], dim=-1))
+
+
+def _choose_fit(priors: Sequence[FramePrior | None] | None) -> IntrinsicsFit:
+    """Take the principal point for central, unless someone told of rays where it may not be."""
+    told = [prior for prior in priors or () if prior is not None]
+    return IntrinsicsFit(is_centered=all(p.rays is None and p.intrinsics is None for p in told))
 
 
 def _prepare(priors: Sequence[FramePrior | None] | None, images: Tensor) -> GeometryInputs | None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..attention import AttentionRun
 from .aggregator import run_frame_block, run_global_block_with_trailing
 from .block import Block, LayerNorm
+from .compute import spans
 from .mapanything_config import BLOCK_NORM_EPS, MapAnythingConfig
 
 
@@ -29,7 +30,7 @@ class TransformerOutput:
     """Tokens that the heads read, after the final norm, and layers that were asked for, before."""
 
     taps: dict[int, Tensor]
-    """Layer to normalised tokens ``[B, F, T, C]``; the last layer is always there."""
+    """Layer to normalised patch tokens ``[B, F, P, C]``; the last layer is always there."""
     scale_token: Tensor  # [B, C]
     """Normalised."""
     layers: dict[int, Tensor]
@@ -76,6 +77,7 @@ class MultiViewTransformer(nn.Module):
         scale_token: Tensor,  # [B, 1, C]
         run: AttentionRun,
         *,
+        num_patches: int,
         taps: Collection[int],
         keep_layers: Collection[int] = (),
         tap_dtype: torch.dtype = torch.float32,
@@ -89,7 +91,8 @@ class MultiViewTransformer(nn.Module):
             x: Embedded tokens. Overwritten when autograd is off.
             scale_token: Embedded scale token.
             run: Attention of the global layers.
-            taps: Layers whose normalised tokens to keep beside the last.
+            num_patches: Patch tokens of a frame; its other tokens follow them.
+            taps: Layers whose normalised patch tokens to keep beside the last.
             keep_layers: Layers whose tokens to keep as they are.
             tap_dtype: Type to keep taps in.
             frames_per_chunk: Frames processed together.
@@ -116,8 +119,15 @@ class MultiViewTransformer(nn.Module):
                         block, x, scale_token, None, frames_per_chunk, attend
                     )
             if layer in taps or layer == last:
-                kept[layer] = self.norm(x).to(tap_dtype)
+                kept[layer] = self._tap(x[:, :, :num_patches], tap_dtype, frames_per_chunk)
             if layer in keep_layers:
                 layers[layer] = torch.cat([x.flatten(1, 2), scale_token], dim=1)
             report(layer + 1)
         return TransformerOutput(kept, self.norm(scale_token[:, 0]), layers)
+
+    def _tap(self, patches: Tensor, dtype: torch.dtype, frames_per_chunk: int) -> Tensor:
+        """Return normalised patch tokens in a type, made in chunks of frames."""
+        kept = patches.new_empty(patches.shape, dtype=dtype)
+        for start, stop in spans(patches.shape[1], frames_per_chunk):
+            kept[:, start:stop] = self.norm(patches[:, start:stop])
+        return kept

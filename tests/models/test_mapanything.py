@@ -311,6 +311,19 @@ def test_told_intrinsics_free_the_principal_point(
     assert not bool((free[:, 0, 2] == WIDTH / 2).any())
 
 
+def test_frames_of_a_camera_share_their_intrinsics(newest: MapAnything, images: Tensor) -> None:
+    single = newest.predict(images, options=FP32).intrinsics
+    assert len(single[:, 0, 0].unique()) == 4
+    alone = newest.predict(images, camera_ids=range(4), options=FP32).intrinsics
+    torch.testing.assert_close(alone, single)
+    shared = newest.predict(images, camera_ids=[7, 7, 1, 7], options=FP32).intrinsics
+    assert torch.equal(shared[0], shared[1])
+    assert torch.equal(shared[0], shared[3])
+    torch.testing.assert_close(shared[2], single[2])
+    with pytest.raises(ValueError, match="`camera_ids` must have one number for each of 4 frames"):
+        newest.predict(images, camera_ids=[0, 0])
+
+
 def test_priors_that_do_not_fit_are_refused(
     newest: MapAnything, images: Tensor, priors: list[FramePrior]
 ) -> None:
