@@ -23,6 +23,7 @@ def describe(device: str) -> dict[str, str | int | float]:
     """
     is_cuda = device.startswith("cuda")
     return {
+        "kind": torch.device(device).type,
         "device": torch.cuda.get_device_name(device) if is_cuda else _cpu_name(),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where sparse attention begins to pay is what the committed rows say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.crossover import derive
+from benchmarks.rows import read
+from ns_sparseattn.attention.crossover import CROSSOVERS
+
+
+def _row(tokens: int, density: float, speed_up: float, dtype: str = "float32") -> dict[str, Any]:
+    return {
+        "what": "gather",
+        "lists": "selected",
+        "coarse": True,
+        "tokens": tokens,
+        "asked_density": density,
+        "dtype": dtype,
+        "speed_up_with_selection": speed_up,
+        "machine": {"kind": "cpu"},
+    }
+
+
+def test_the_table_is_what_the_committed_rows_say() -> None:
+    said = {key: (limit.min_tokens, limit.max_density) for key, limit in CROSSOVERS.items()}
+    assert said == derive(read("attention"))
+
+
+def test_every_dtype_and_every_longer_sequence_must_gain() -> None:
+    rows = [
+        *(_row(1024, density, gain) for density, gain in ((0.1, 1.2), (0.25, 0.9))),
+        *(_row(2048, density, gain) for density, gain in ((0.1, 3.0), (0.25, 2.0), (0.5, 1.04))),
+        *(_row(4096, density, gain) for density, gain in ((0.1, 4.0), (0.25, 3.0), (0.5, 1.5))),
+    ]
+    assert derive(rows) == {"gather on cpu": (2048, 0.25)}
+    half = [_row(4096, density, 1.0, "bfloat16") for density in (0.1, 0.25)]
+    assert derive([*rows, *half]) == {}
