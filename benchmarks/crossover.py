@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m benchmarks.crossover``: where sparse attention begins to pay, from the committed rows.
+"""``python -m benchmarks.crossover``: where sparse attention begins to pay, from committed rows.
 
 Prints, for each backend and kind of device, the smallest number of tokens and the highest density
 at which the operation with selection beat the fastest dense attention, in every dtype and at every
