@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"models", "scene"}),
     frozenset({"configs"}),
     frozenset({"export"}),
-    frozenset({"evaluate"}),
+    frozenset({"evaluate", "refine"}),
     frozenset({"testing"}),
     frozenset({"pipeline"}),
     frozenset({"console", "doctor"}),

@@ -6,6 +6,7 @@ from __future__ import annotations
 from .photos import make_frames, write_photos
 from .prediction import exact_prediction
 from .scenes import SyntheticScene, View, look_at, make_plane, make_room
+from .truth import no_points, true_scene
 
 __all__ = [
     "SyntheticScene",
@@ -15,5 +16,7 @@ __all__ = [
     "make_frames",
     "make_plane",
     "make_room",
+    "no_points",
+    "true_scene",
     "write_photos",
 ]
