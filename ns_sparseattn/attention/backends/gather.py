@@ -1,29 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Block-sparse attention in plain torch: gather the listed key blocks, then dense products.
 
-Correct on every device and dtype; the work is proportional to the blocks kept. Rows are handled in
-order of their list length, so that a batch of rows wastes little on padding.
+Correct on every device and dtype, and the one backend with a gradient; the work is proportional to
+the blocks kept. Rows are handled in order of their list length, so that a batch of rows wastes
+little on padding. Products and softmax run in float32 for 16-bit inputs as well: torch's products
+of bfloat16 on a CPU round the scores to bfloat16, which alone makes a relative error of 4e-3.
 
 Axes: ``B`` batch, ``H`` heads, ``R`` rows (query blocks) of a batch, ``L`` list entries, ``M``
-queries of a block, ``T`` keys of a block, ``D`` head size.
+queries of a block, ``T`` keys of a block, ``C`` blocks of pooled keys, ``D`` head size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..block_map import BlockMap
-from ..pooling import CoarseBlocks
+from ..threads import map_in_threads
 from .inputs import AttentionInputs
 
-_SCORES_PER_BATCH = {"cpu": 1 << 19, "cuda": 1 << 24}
-"""Scores held at once: 2 MiB in float32, a core's cache, on a CPU; 64 MiB on a GPU, where no
+_SCORES_PER_BATCH = {"cpu": 1 << 18, "cuda": 1 << 24}
+"""Scores held at once: 1 MiB in float32, a core's cache, on a CPU; 64 MiB on a GPU, where no
 other size was tried."""
 
 
@@ -34,142 +36,166 @@ def why_not(inputs: AttentionInputs) -> str | None:
 
 def run(inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
     """Compute the operation as `ns_sparseattn.attention.backends.reference.run` defines it."""
-    q, block_map, accumulate = inputs.q, inputs.block_map, inputs.accumulate
+    q, block_map = inputs.q, inputs.block_map
     batch, heads, num_q, head_size = q.shape
-    block_q, block_k = block_map.block_q, block_map.block_k
-    q_blocks = _to_blocks(q, block_map.num_q_blocks, block_q)  # [B, H, NQ, M, D]
-    k_blocks = _to_blocks(inputs.k, block_map.num_k_blocks, block_k)  # [B, H, NK, T, D]
-    v_blocks = _to_blocks(inputs.v, block_map.num_k_blocks, block_k)
+    q_blocks = _to_blocks(q, block_map.num_q_blocks, block_map.block_q)  # [B, H, NQ, M, D]
+    k_blocks = _to_blocks(inputs.k, block_map.num_k_blocks, block_map.block_k)  # [B, H, NK, T, D]
+    v_blocks = _to_blocks(inputs.v, block_map.num_k_blocks, block_map.block_k)
     exists = _key_exists(inputs)  # [B, NK, T]
+    out = torch.full(q_blocks.shape, float("nan"), dtype=q.dtype, device=q.device)
+    lse = torch.full(out.shape[:4], float("nan"), dtype=inputs.accumulate, device=q.device)
+    has_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, inputs.k, inputs.v))
+    is_buffered = q.device.type == "cpu" and not has_gradient
+    workspaces = threading.local()
 
-    out = torch.full(
-        (batch, heads, block_map.num_q_blocks, block_q, head_size),
-        float("nan"),
-        dtype=q.dtype,
-        device=q.device,
-    )
-    lse = torch.full(out.shape[:4], float("nan"), dtype=accumulate, device=q.device)
-
-    def attend_with(b: int, h: int) -> None:
+    def attend_with(slot: tuple[int, int]) -> None:
         """Fill one head of the output."""
+        b, h = slot
+        if not hasattr(workspaces, "own"):
+            workspaces.own = _Workspace(is_buffered=is_buffered)
         # Converted before the gather, which repeats blocks.
-        q_head, k_head, v_head = (x[b, h].to(accumulate) for x in (q_blocks, k_blocks, v_blocks))
-        every_key_exists = bool(exists[b].all())
+        head = _Head(
+            q=q_blocks[b, h].to(inputs.accumulate),
+            k=_with_pooled(inputs, b, h, k_blocks[b, h], "keys"),
+            v=_with_pooled(inputs, b, h, v_blocks[b, h], "values"),
+            num_k_blocks=block_map.num_k_blocks,
+            exists=exists[b],
+            is_whole=exists[b].all(-1),
+            log_counts=None if inputs.coarse is None else inputs.coarse.log_counts[b],
+        )
         for rows, columns, listed in _batches(block_map, b, h):
-            keep = None
-            if not (every_key_exists and bool(listed.all())):
-                keep = exists[b][columns] & listed[..., None]  # [R, L, T]
-            coarse = None
-            if inputs.coarse is not None:
-                coarse = _left_out(inputs.coarse, b, h, columns, listed)
-            attended, lse[b, h, rows] = _attend(
-                q_head[rows],
-                k_head[columns].flatten(1, 2),
-                v_head[columns].flatten(1, 2),
-                keep,
-                coarse,
-            )
+            attended, lse[b, h, rows] = _attend(head, rows, columns, listed, workspaces.own)
             out[b, h, rows] = attended.to(q.dtype)
 
-    _for_each_head(attend_with, batch, heads, q)
+    slots = [(b, h) for b in range(batch) for h in range(heads)]
+    with torch.set_grad_enabled(has_gradient):
+        map_in_threads(attend_with, slots, q.device)
     out = out.reshape(batch, heads, -1, head_size)[:, :, :num_q]
     return out, lse.reshape(batch, heads, -1)[:, :, :num_q]
 
 
-def _for_each_head(work: Callable[[int, int], None], batch: int, heads: int, like: Tensor) -> None:
-    """Call `work` for every batch slot and head, on a CPU in as many threads as torch may use.
-
-    The products are small: threads that each take a head need no barriers, which torch's own
-    threads spend much of their time in. With autograd everything runs in the caller's thread.
-    """
-    slots = [(b, h) for b in range(batch) for h in range(heads)]
-    num_threads = min(torch.get_num_threads(), len(slots))
-    if like.device.type != "cpu" or num_threads == 1 or torch.is_grad_enabled():
-        for b, h in slots:
-            work(b, h)
-        return
-    is_inference = torch.is_inference_mode_enabled()
-
-    def work_alone(slot: tuple[int, int]) -> None:
-        # These settings belong to a thread; a new one has the defaults.
-        with torch.inference_mode(is_inference), torch.no_grad():
-            work(*slot)
-
-    total = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(
-            num_threads, initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
-            list(pool.map(work_alone, slots))
-    finally:
-        # Threads that are born later take over the number that was set last.
-        torch.set_num_threads(total)
-
-
 @dataclass(frozen=True, kw_only=True)
-class _LeftOut:
-    """The coarse term of a batch of rows."""
+class _Head:
+    """One head of the operation, in blocks, in the accumulation dtype."""
 
-    keys: Tensor  # [C, D]
-    values: Tensor  # [C, D]
-    bias: Tensor  # [R, C]
-    """Added to the logits: log of the block's size, minus infinity for blocks that a row lists."""
+    q: Tensor  # [NQ, M, D]
+    k: Tensor  # [NK + C, T, D]
+    """Key blocks; behind them the pooled keys of the coarse term, if there is one."""
+    v: Tensor  # [NK + C, T, D]
+    num_k_blocks: int
+    exists: Tensor  # [NK, T] bool
+    is_whole: Tensor  # [NK] bool
+    log_counts: Tensor | None  # [num_listed]
+    """Logarithm of the number of keys that a pooled key stands for; none without coarse term."""
 
 
-def _left_out(
-    coarse: CoarseBlocks, batch_slot: int, head: int, columns: Tensor, listed: Tensor
-) -> _LeftOut:
-    """Return what the blocks that are not in ``columns [R, L]`` contribute to each row."""
-    num_listed = coarse.keys.shape[2]
-    # Entries beyond the lists, sinks and padding, go to an extra column that is cut off.
-    target = torch.where(listed & (columns < num_listed), columns, num_listed)
-    bias = F.pad(coarse.log_counts[batch_slot], (0, 1)).repeat(len(columns), 1)
-    bias.scatter_(1, target, float("-inf"))
-    return _LeftOut(
-        keys=coarse.keys[batch_slot, head],
-        values=coarse.values[batch_slot, head],
-        bias=bias[:, :num_listed],
-    )
+@dataclass(kw_only=True)
+class _Workspace:
+    """Memory of a thread for results of one batch after the other.
+
+    Fresh memory costs a CPU as much as the arithmetic: each page of it is cleared first.
+    """
+
+    is_buffered: bool
+    _buffers: dict[str, Tensor] = field(default_factory=dict)
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor | None:
+        """Return memory for torch's ``out=``; none where torch shall allocate its own."""
+        if not self.is_buffered:
+            return None
+        size = torch.Size(shape).numel()
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            # Batches grow little by little; doubling keeps this rare.
+            buffer = like.new_empty(max(size, 2 * buffer.numel() if buffer is not None else 0))
+            self._buffers[name] = buffer
+        return buffer[:size].view(shape)
+
+
+def _with_pooled(
+    inputs: AttentionInputs, batch_slot: int, head: int, blocks: Tensor, name: str
+) -> Tensor:
+    """Return ``[NK, T, D]`` in the accumulation dtype, with ``[C, T, D]`` pooled ones behind."""
+    # Contiguous, so that whole blocks can be gathered as rows.
+    blocks = blocks.to(inputs.accumulate).contiguous()
+    if inputs.coarse is None:
+        return blocks
+    pooled = getattr(inputs.coarse, name)[batch_slot, head]  # [num_listed, D]
+    block = blocks.shape[1]
+    return torch.cat([blocks, _to_blocks(pooled, -(-len(pooled) // block), block)])
 
 
 def _attend(
-    q: Tensor,  # [R, M, D]
-    k: Tensor,  # [R, K, D]
-    v: Tensor,  # [R, K, D]
-    keep: Tensor | None,  # [R, L, T] bool, L * T = K
-    coarse: _LeftOut | None,
+    head: _Head,
+    rows: Tensor,  # [R]
+    columns: Tensor,  # [R, L]
+    listed: Tensor | None,  # [R, L] bool
+    space: _Workspace,
 ) -> tuple[Tensor, Tensor]:
     """Attend with some query blocks; return output ``[R, M, D]`` and log-sum-exp ``[R, M]``."""
-    num_rows, num_keys = k.shape[:2]
-    if coarse is not None:
-        k = torch.cat([k, coarse.keys.expand(num_rows, -1, -1)], dim=1)
-        v = torch.cat([v, coarse.values.expand(num_rows, -1, -1)], dim=1)
-    if k.shape[1] == 0:
+    q = head.q[rows] * head.q.shape[-1] ** -0.5
+    num_rows, num_queries, head_size = q.shape
+    num_entries, block = columns.shape[1], head.k.shape[1]
+    keep = None
+    if listed is not None or not bool(head.is_whole[columns].all()):
+        keep = head.exists[columns]  # [R, L, T]
+        keep = keep if listed is None else keep & listed[..., None]
+    bias = None
+    if head.log_counts is not None:
+        bias = _coarse_bias(head.log_counts, columns, listed)  # [R, num_listed]
+        pooled = torch.arange(head.num_k_blocks, len(head.k), device=columns.device)
+        columns = torch.cat([columns, pooled.expand(num_rows, -1)], dim=1)
+    if columns.shape[1] == 0:
         out = torch.zeros_like(q)
         return out, out.new_full(out.shape[:2], float("-inf"))
-    scores = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2))
+
+    def gather(name: str, blocks: Tensor) -> Tensor:
+        """Return ``[R, K, D]``."""
+        shape = (columns.numel(), block * head_size)
+        memory = space.take(name, shape, blocks)
+        taken = torch.index_select(blocks.flatten(1), 0, columns.flatten(), out=memory)
+        return taken.view(num_rows, -1, head_size)
+
+    k = gather("k", head.k)
+    memory = space.take("scores", (num_rows, num_queries, k.shape[1]), k)
+    scores = torch.bmm(q, k.transpose(1, 2), out=memory)
     if keep is not None:
-        scores[:, :, :num_keys].masked_fill_(~keep.flatten(1)[:, None], float("-inf"))
-    if coarse is not None:
-        scores[:, :, num_keys:] += coarse.bias[:, None]
-    # The result does not depend on the peak, so autograd need not follow it.
-    peak = scores.detach().amax(-1, keepdim=True)
-    # A query without any key has a peak of minus infinity; zero keeps its weights at zero instead
-    # of NaN.
-    peak = peak.masked_fill(peak.isneginf(), 0.0)
-    # In place, because fresh memory costs a CPU more than the arithmetic; autograd needs what an
-    # exponential in place would overwrite.
-    shifted = scores.sub_(peak)
-    weights = shifted.exp() if torch.is_grad_enabled() else shifted.exp_()
-    total = weights.sum(-1, keepdim=True)
-    out = torch.bmm(weights, v) / total.clamp_min(torch.finfo(total.dtype).tiny)
-    return out, (peak + total.log()).squeeze(-1)
+        listed_scores = scores[:, :, : num_entries * block]
+        listed_scores.masked_fill_(~keep.flatten(1)[:, None], float("-inf"))
+    if bias is not None:
+        bias = F.pad(
+            bias, (0, scores.shape[2] - num_entries * block - bias.shape[1]), value=float("-inf")
+        )
+        scores[:, :, num_entries * block :] += bias[:, None]
+    peak = scores.amax(-1)
+    # In place on a CPU: the scores are not needed again.
+    weights = torch.softmax(scores, -1, out=None if memory is None else scores)
+    # The largest weight is exp(peak - lse), so this saves a pass with exponentials.
+    lse = peak - weights.amax(-1).log()
+    has_no_key = peak.isneginf()
+    if (keep is not None or bias is not None) and bool(has_no_key.any()):
+        # Softmax over nothing is NaN; it is defined to give zeros and minus infinity.
+        weights = weights.masked_fill(has_no_key[..., None], 0.0)
+        lse = lse.masked_fill(has_no_key, float("-inf"))
+    return torch.bmm(weights, gather("v", head.v)), lse
+
+
+def _coarse_bias(log_counts: Tensor, columns: Tensor, listed: Tensor | None) -> Tensor:
+    """Return what is added to the logits of pooled keys, minus infinity for listed blocks."""
+    num_listed = len(log_counts)
+    # Entries beyond the lists, sinks and padding, go to an extra column that is cut off.
+    is_own = columns < num_listed if listed is None else listed & (columns < num_listed)
+    target = torch.where(is_own, columns, num_listed)
+    bias = F.pad(log_counts, (0, 1)).repeat(len(columns), 1)
+    return bias.scatter_(1, target, float("-inf"))[:, :num_listed]
 
 
 def _to_blocks(tokens: Tensor, num_blocks: int, block: int) -> Tensor:
-    """Pad ``[B, H, N, D]`` with zeros to whole blocks: ``[B, H, num_blocks, block, D]``."""
-    padded = F.pad(tokens, (0, 0, 0, num_blocks * block - tokens.shape[2]))
-    return padded.reshape(*tokens.shape[:2], num_blocks, block, tokens.shape[3])
+    """Pad ``[..., N, D]`` with zeros to whole blocks: ``[..., num_blocks, block, D]``."""
+    extra = num_blocks * block - tokens.shape[-2]
+    # Even a padding of zero tokens would copy.
+    padded = F.pad(tokens, (0, 0, 0, extra)) if extra else tokens
+    return padded.reshape(*padded.shape[:-2], num_blocks, block, padded.shape[-1])
 
 
 def _key_exists(inputs: AttentionInputs) -> Tensor:
@@ -184,54 +210,51 @@ def _key_exists(inputs: AttentionInputs) -> Tensor:
 
 def _batches(
     block_map: BlockMap, batch_slot: int, head: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """Yield all rows of a head in batches of at most `_SCORES_PER_BATCH` scores, one row at least.
 
     Yields:
         Rows ``[R]``, their key blocks ``[R, L]`` padded to one length, and which of those are real
-        ``[R, L]``.
+        ``[R, L]``, none if all are.
     """
     device = block_map.columns.device
     all_blocks = torch.arange(block_map.num_k_blocks, device=device)
     sinks = all_blocks[block_map.num_listed_k_blocks :]
     limit = _SCORES_PER_BATCH.get(device.type, _SCORES_PER_BATCH["cuda"])
     scores_per_entry = block_map.block_q * block_map.block_k
-    first_row = (batch_slot * block_map.num_heads + head) * block_map.num_listed_q_blocks
-    lengths, order = (block_map.counts[batch_slot, head] + len(sinks)).sort(stable=True)
+    num_rows = block_map.num_listed_q_blocks
+    first_row = (batch_slot * block_map.num_heads + head) * num_rows
+    offsets = block_map.row_offsets[first_row : first_row + num_rows + 1]
+    lists = block_map.columns[int(offsets[0]) : int(offsets[-1])].long()
+    offsets = offsets - offsets[0]
+    lengths, order = offsets.diff().sort(stable=True)
     ascending = lengths.tolist()
     start = 0
-    for end in range(1, len(ascending) + 1):
+    for end in range(1, num_rows + 1):
         # Lengths ascend, so the next row's list is the longest of a batch that would include it.
-        is_last = end == len(ascending)
-        if is_last or (end + 1 - start) * ascending[end] * scores_per_entry > limit:
+        entries = 0 if end == num_rows else (end + 1 - start) * (ascending[end] + len(sinks))
+        if end == num_rows or entries * scores_per_entry > limit:
             rows = order[start:end]
-            yield rows, *_pad_lists(block_map, first_row, rows, sinks)
+            columns, listed = _pad_lists(lists, offsets[rows], lengths[start:end])
+            columns = torch.cat([columns, sinks.expand(len(rows), -1)], dim=1)
+            if listed is not None:
+                listed = F.pad(listed, (0, len(sinks)), value=True)
+            yield rows, columns, listed
             start = end
-    for row in range(block_map.num_listed_q_blocks, block_map.num_q_blocks):
-        columns = all_blocks[None]
-        yield (
-            torch.tensor([row], device=device),
-            columns,
-            torch.ones_like(columns, dtype=torch.bool),
-        )
+    for row in range(num_rows, block_map.num_q_blocks):
+        yield torch.tensor([row], device=device), all_blocks[None], None
 
 
 def _pad_lists(
-    block_map: BlockMap,
-    first_row: int,
-    rows: Tensor,  # [R]
-    sinks: Tensor,  # [S]
-) -> tuple[Tensor, Tensor]:
-    """Return the rows' key blocks, sinks last, padded to one length: ids ``[R, L]``, is real."""
-    starts = block_map.row_offsets[first_row + rows]
-    lengths = block_map.row_offsets[first_row + rows + 1] - starts
-    slots = torch.arange(int(lengths.max()), device=rows.device)
+    lists: Tensor,  # [nnz]
+    starts: Tensor,  # [R]
+    lengths: Tensor,  # [R], ascending
+) -> tuple[Tensor, Tensor | None]:
+    """Return rows of lists padded to one length: ids ``[R, L]``, and which are real or none."""
+    longest = int(lengths[-1])
+    slots = torch.arange(longest, device=lists.device)
+    positions = starts[:, None] + slots
+    if int(lengths[0]) == longest:
+        return lists[positions], None
     is_listed = slots < lengths[:, None]  # [R, L]
-    positions = torch.where(is_listed, starts[:, None] + slots, 0)
-    if block_map.columns.numel():
-        columns = torch.where(is_listed, block_map.columns[positions].long(), 0)
-    else:
-        columns = positions
-    columns = torch.cat([columns, sinks.expand(len(rows), -1)], dim=1)
-    is_listed = torch.cat([is_listed, is_listed.new_ones(len(rows), len(sinks))], dim=1)
-    return columns, is_listed
+    return lists[positions.where(is_listed, 0)].where(is_listed, 0), is_listed
