@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .dpt import FusionPyramid, make_resize_layers
+from .pose_regressor import PointwiseConv, PoseRegressor
 
 NUM_DENSE_OUTPUTS = 6
 """Ray direction (3), depth along the ray, confidence, how certain the surface is."""
-_NUM_POSE_BLOCKS = 2
 
 
 class DenseFeatures(nn.Module):
@@ -65,42 +65,19 @@ class DenseRegressor(nn.Module):
         return self.conv2(x)
 
 
-class _PoseBlock(nn.Module):
-    """Three layers per patch around which the input is added."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.res_conv1 = nn.Conv2d(dim, dim, 1)
-        self.res_conv2 = nn.Conv2d(dim, dim, 1)
-        self.res_conv3 = nn.Conv2d(dim, dim, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.res_conv1(x))
-        y = F.relu(self.res_conv2(y))
-        return x + F.relu(self.res_conv3(y))
-
-
-class PoseHead(nn.Module):
+class PoseHead(PoseRegressor):
     """One pose per frame from its final patch tokens."""
 
     def __init__(self, dim: int, width: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(dim, width, 1)
-        self.res_conv = nn.Sequential(*(_PoseBlock(width) for _ in range(_NUM_POSE_BLOCKS)))
-        self.more_mlps = nn.Sequential(
-            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
-        )
-        self.fc_t = nn.Linear(width, 3)
-        self.fc_rot = nn.Linear(width, 4)
+        super().__init__(width, num_rotation=4, make_layer=PointwiseConv)
+        self.proj = PointwiseConv(dim, width)
 
     def forward(
         self,
         x: Tensor,  # [F, C, gh, gw]
     ) -> Tensor:
         """Return translation and unnormalised quaternion (x, y, z, w), ``[F, 7]``."""
-        x = self.res_conv(self.proj(x)).mean(dim=(2, 3))
-        x = self.more_mlps(x)
-        return torch.cat([self.fc_t(x), self.fc_rot(x)], dim=1)
+        return torch.cat(self.regress(self.proj(x.flatten(2).transpose(1, 2))), dim=1)
 
 
 class ScaleHead(nn.Module):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..geometry import nearest_rotation
 from .block import Block, BlockConfig
+from .pose_regressor import PoseRegressor
 from .rope import RopeTable
 
 
@@ -57,42 +58,19 @@ class LinearHead(nn.Module):
         return F.pixel_shuffle(values, self.patch_size)
 
 
-class _ResidualMlp(nn.Module):
-    """Three linear layers around which the input is added, under their published names."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.res_conv1 = nn.Linear(dim, dim)
-        self.res_conv2 = nn.Linear(dim, dim)
-        self.res_conv3 = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = F.relu(self.res_conv2(F.relu(self.res_conv1(x))))
-        return x + F.relu(self.res_conv3(hidden))
-
-
-class PoseHead(nn.Module):
+class PoseHead(PoseRegressor):
     """Turn the patch tokens of a frame into its pose."""
 
     def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.res_conv = nn.ModuleList(_ResidualMlp(dim) for _ in range(2))
-        self.more_mlps = nn.Sequential(
-            nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU()
-        )
-        self.fc_t = nn.Linear(dim, 3)
-        self.fc_rot = nn.Linear(dim, 9)
+        super().__init__(dim, num_rotation=9)
 
     def forward(
         self,
         patches: Tensor,  # [F, P, C]
     ) -> Tensor:
         """Return ``world_from_cam``, ``[F, 3, 4]``, OpenCV axes."""
-        for block in self.res_conv:
-            patches = block(patches)
-        pooled = self.more_mlps(patches.mean(dim=1))
-        rotation = rotation_from_rows(self.fc_rot(pooled))
-        return torch.cat([rotation, self.fc_t(pooled).unsqueeze(-1)], dim=-1)
+        translation, rows = self.regress(patches)
+        return torch.cat([rotation_from_rows(rows), translation.unsqueeze(-1)], dim=-1)
 
 
 def rotation_from_rows(
