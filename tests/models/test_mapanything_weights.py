@@ -25,6 +25,8 @@ from ns_sparseattn.models.mapanything_weights import (
 )
 from ns_sparseattn.models.seeded import make_seeded_mapanything
 from ns_sparseattn.testing.golden import check_file
+from ns_sparseattn.testing.golden_file import GoldenFile
+from ns_sparseattn.testing.recipe import make_depth, make_intrinsics, make_pose
 
 from .listing import read_listing
 from .test_mapanything import TINY, TINY_V1
@@ -188,6 +190,20 @@ def test_golden_outputs_are_within_tolerance(golden_folder: Path, name: str, cou
     results = list(check_file(golden_folder / f"{name}.npz"))
     assert [result for result in results if not result.ok or result.error is None] == []
     assert len(results) == count
+
+
+def test_inputs_of_the_recipe_are_those_that_were_stored(golden_folder: Path) -> None:
+    # Files with layers of the published size store none and rely on the recipe.
+    golden = GoldenFile.load(golden_folder / "map_small_v1_all.npz")
+    tag, size = golden.config["image_tag"], (golden.config["height"], golden.config["width"])
+    for frame in range(golden.config["frames"]):
+        for name, made in (
+            ("camera_poses", make_pose(tag, frame)),
+            ("intrinsics", make_intrinsics(tag, frame, *size)),
+            ("depth_z", make_depth(tag, frame, *size)),
+        ):
+            stored = golden.tensor(f"in_view{frame}_{name}")[0, : len(made)]
+            torch.testing.assert_close(made.float(), stored, rtol=1e-6, atol=1e-6)
 
 
 def test_golden_units_are_within_tolerance(golden_folder: Path) -> None:
