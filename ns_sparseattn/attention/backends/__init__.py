@@ -15,10 +15,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from . import fa4, flex, gather, native, reference
+from . import fa4, flex, gather, native, reference, triton
 from .inputs import AttentionInputs
 
-BackendName = Literal["auto", "reference", "gather", "native", "flex", "fa4"]
+BackendName = Literal["auto", "reference", "gather", "native", "triton", "flex", "fa4"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,11 @@ BACKENDS: dict[str, Backend] = {
     "native": Backend(
         run=native.run, why_not=native.why_not, what_is_missing=native.what_is_missing
     ),
+    "triton": Backend(
+        run=triton.run, why_not=triton.why_not, what_is_missing=triton.what_is_missing
+    ),
     "flex": Backend(run=flex.run, why_not=flex.why_not, what_is_missing=flex.what_is_missing),
     "fa4": Backend(run=fa4.run, why_not=fa4.why_not, what_is_missing=fa4.what_is_missing),
 }
-PREFERENCES: dict[str, tuple[str, ...]] = {"cpu": ("native",)}
+PREFERENCES: dict[str, tuple[str, ...]] = {"cpu": ("native",), "cuda": ("triton",)}
 """By device type, the backends that ``auto`` tries in this order before gather, which can all."""
