@@ -7,15 +7,17 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 
+from .attention_report import AttentionReport
 from .console import run_process, set_up_logging, stage_progress, user_errors
 from .doctor import Doctor
 from .export import write_undistorted
 from .judging import Compare, Evaluate
+from .models.registry import ModelName
 from .options import ExportOptions
 from .pipeline import ProcessOptions
 
@@ -24,7 +26,7 @@ from .pipeline import ProcessOptions
 class Process(ProcessOptions):
     """Turn a folder of photos into camera poses and points, ready for ns-train."""
 
-    model: tyro.conf.Positional[Literal["vggt"]] = "vggt"
+    model: tyro.conf.Positional[ModelName] = "vggt"
     """The model that looks at the photos."""
     verbose: bool = False
     """Show every step, and tracebacks of errors."""
@@ -70,6 +72,7 @@ class _Arguments:
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Undistort, tyro.conf.subcommand("undistort")]
+        | Annotated[AttentionReport, tyro.conf.subcommand("attention-report")]
         | Annotated[Doctor, tyro.conf.subcommand("doctor")]
     )
     """What to do."""

@@ -29,7 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"testing"}),
     frozenset({"pipeline"}),
     frozenset({"console", "doctor"}),
-    frozenset({"judging"}),
+    frozenset({"attention_report", "judging"}),
     frozenset({"cli"}),
     frozenset({"demo", "nerfstudio"}),
 )
