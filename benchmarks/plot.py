@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m benchmarks.plot``: draw the figures of the docs from the committed rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")  # Before pyplot: there may be no screen.
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from benchmarks.machine import REPOSITORY
+from benchmarks.rows import read
+
+IMAGES = REPOSITORY / "docs/images"
+_STYLES = {"native": "tab:blue", "gather": "tab:orange", "triton": "tab:green", "flex": "tab:red"}
+
+Rows = list[dict[str, Any]]
+
+
+def draw_speed_up(rows: Rows, path: Path) -> None:
+    """Draw the speed-up over dense attention by density, one panel for each length and dtype."""
+    sparse = [row for row in rows if row["lists"] == "selected"]
+    panels = sorted({(row["dtype"], row["tokens"]) for row in sparse if row["tokens"] >= 8192})
+    figure, all_axes = plt.subplots(
+        1, len(panels), figsize=(3.4 * len(panels), 3.2), sharey=True, squeeze=False
+    )
+    for axes, (dtype, tokens) in zip(all_axes[0], panels, strict=True):
+        of_panel = [row for row in sparse if (row["dtype"], row["tokens"]) == (dtype, tokens)]
+        _draw_panel(axes, of_panel)
+        axes.set_title(f"{tokens} tokens, {dtype}", fontsize=10)
+        axes.set_xlabel("density")
+    all_axes[0][0].set_ylabel("speed-up over dense attention,\nselection included")
+    all_axes[0][-1].legend(fontsize=8)
+    _save(figure, path)
+
+
+def _draw_panel(axes: Axes, rows: Rows) -> None:
+    for backend in sorted({row["what"] for row in rows}):
+        for coarse, line in ((False, "--"), (True, "-")):
+            curve = sorted(
+                (row["density"], row["speed_up_with_selection"])
+                for row in rows
+                if row["what"] == backend and row["coarse"] == coarse
+            )
+            if curve:
+                axes.plot(
+                    *zip(*curve, strict=True),
+                    line,
+                    marker=".",
+                    color=_STYLES.get(backend, "black"),
+                    label=backend + (" + coarse" if coarse else ""),
+                )
+    densities = sorted({row["density"] for row in rows})
+    axes.plot(densities, [1 / d for d in densities], ":", color="grey", label="1 / density")
+    axes.axhline(1.0, color="black", linewidth=0.5)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(densities, [f"{density:.2g}" for density in densities])
+    axes.minorticks_off()
+
+
+def draw_selection(rows: Rows, path: Path) -> None:
+    """Draw the output's error by density, for each order of patches, with and without coarse."""
+    frames = max(row["frames"] for row in rows)
+    kinds = ("diffuse", "medium", "peaked")
+    figure, all_axes = plt.subplots(1, len(kinds), figsize=(10.5, 3.2), sharey=True)
+    colours = {"raster": "tab:red", "hilbert": "tab:orange", "tiles": "tab:blue"}
+    for axes, kind in zip(all_axes, kinds, strict=True):
+        for order, colour in colours.items():
+            of_curve = sorted(
+                (row["density"], row["error"], row["error_coarse"])
+                for row in rows
+                if (row["frames"], row["sharpness"], row["order"]) == (frames, kind, order)
+            )
+            density, plain, coarse = zip(*of_curve, strict=True)
+            axes.plot(density, plain, "--", marker=".", color=colour, label=order)
+            axes.plot(density, coarse, "-", marker=".", color=colour, label=f"{order} + coarse")
+        axes.set_title(f"{kind} attention", fontsize=10)
+        axes.set_xlabel("density")
+        axes.set_xscale("log")
+        axes.set_xticks(density, [f"{d:.2g}" for d in density])
+        axes.minorticks_off()
+    all_axes[0].set_ylabel("relative error of the output")
+    all_axes[-1].legend(fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The date would make every run another file.
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    mpl.rcParams["svg.hashsalt"] = "benchmarks"
+    draw_selection(read("selection"), IMAGES / "selection.svg")
+    if read("attention"):
+        draw_speed_up(read("attention"), IMAGES / "attention.svg")
