@@ -18,7 +18,9 @@ from .attention import AttentionPlan, LayerStats
 from .frames.content import find_blank, find_copies
 from .frames.masks import name_some
 from .models.compute import InferenceOptions
-from .models.weights import WeightsInfo, load_vggt
+from .models.loading import load_model
+from .models.registry import ModelName, find_model
+from .models.weight_set import WeightsInfo
 from .options import ExportOptions, FrameOptions, SceneOptions
 from .prediction import Prediction, StageRecord
 from .stages import Progress, StageRecorder
@@ -37,9 +39,10 @@ AttentionName = Literal[
 class WeightsOptions:
     """Which weights run, and where."""
 
-    weights: str = "vggt-1b"
-    """A named set (vggt-1b, vggt-1b-commercial), a Hugging Face repository (owner/name), a local
-    folder, .safetensors or .pt file; or seeded / seeded-small: untrained, to try the pipeline."""
+    weights: str | None = None
+    """A named set (such as vggt-1b-commercial), a Hugging Face repository (owner/name), a local
+    folder, .safetensors or .pt file; or seeded / seeded-small: untrained, to try the pipeline.
+    None: the model's published set, which is vggt-1b, pi3, pi3x or map-anything."""
     commercial: bool = False
     """Refuse weights whose licence forbids or does not clearly allow commercial use."""
     device: str = "auto"
@@ -99,19 +102,21 @@ class AttentionOptions:
                 raise ValueError(f"`{name}` must be above 0 and at most 1, got {value:g}.")
         self.plan()
 
-    def plan(self) -> AttentionPlan:
-        """Return the plan that the options describe."""
+    def plan(self, model: ModelName = "vggt") -> AttentionPlan:
+        """Return the plan that the options describe for a model."""
         if self.attention == "block-sparse":
             return AttentionPlan.block_sparse(
                 density=self.density, mass=self.mass, coarse=self.coarse
             )
-        return AttentionPlan.preset("vggt", self.attention)
+        return AttentionPlan.preset(model, self.attention)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessOptions:
     """Everything that turns photos into a scene folder."""
 
+    model: ModelName = "vggt"
+    """The model that looks at the photos."""
     data: Path
     """Folder of photos (sub-folders included), or one photo."""
     output_dir: Path
@@ -164,13 +169,16 @@ def process(options: ProcessOptions, *, progress: Progress | None = None) -> Pro
             options.data, options.frames, eval_data=options.eval_data, progress=report
         )
     with before.stage("load weights", 1) as report:
-        model, weights = load_vggt(
-            options.weights.weights, commercial=options.weights.commercial, device=device
+        model, weights = load_model(
+            find_model(options.model),
+            options.weights.weights,
+            commercial=options.weights.commercial,
+            device=device,
         )
         report(1)
     prediction = model.predict(
         photos.images,
-        plan=options.attention.plan(),
+        plan=options.attention.plan(options.model),
         options=options.inference,
         progress=progress,
     )
@@ -249,7 +257,7 @@ def _manifest(run: _RunFacts, photos: frames.Frames, built: scene.Scene) -> dict
     is_cuda = run.device.type == "cuda"
     return {
         "version": __version__,
-        "model": "vggt",
+        "model": run.options.model,
         "weights": run.weights,
         "options": run.options,
         "machine": {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ns-process-data sparse-vggt``: the pipeline beside nerfstudio's own sub-commands.
+"""``ns-process-data sparse-vggt`` and its like: the pipeline beside nerfstudio's sub-commands.
 
 The start-up hook calls `extend_commands` after nerfstudio's module has loaded; nothing else of that
 command changes.
@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Annotated, Union, get_args
+from typing import Annotated, Literal, Union, get_args
 
 import tyro
+from tyro.conf import Suppress
 
 from ..console import run_process
 from ..pipeline import ProcessOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProcessSparseVGGT(ProcessOptions):
-    """Process photos with VGGT and sparse attention instead of COLMAP."""
+class _Process(ProcessOptions):
+    """What the commands of all models have in common."""
 
     verbose: bool = False
     """If True, print extra logging, and tracebacks of errors."""
@@ -31,7 +32,40 @@ class ProcessSparseVGGT(ProcessOptions):
         run_process(self, verbose=self.verbose)
 
 
-_COMMANDS = {"sparse-vggt": ProcessSparseVGGT}
+@dataclass(frozen=True, kw_only=True)
+class ProcessSparseVGGT(_Process):
+    """Process photos with VGGT and sparse attention instead of COLMAP."""
+
+    model: Suppress[Literal["vggt"]] = "vggt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessSparsePi3(_Process):
+    """Process photos with Pi3 and sparse attention instead of COLMAP."""
+
+    model: Suppress[Literal["pi3"]] = "pi3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessSparsePi3X(_Process):
+    """Process photos with Pi3X and sparse attention instead of COLMAP; the scene is in metres."""
+
+    model: Suppress[Literal["pi3x"]] = "pi3x"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessSparseMapAnything(_Process):
+    """Process photos with MapAnything and sparse attention instead of COLMAP; in metres."""
+
+    model: Suppress[Literal["mapanything"]] = "mapanything"
+
+
+_COMMANDS = {
+    "sparse-vggt": ProcessSparseVGGT,
+    "sparse-pi3": ProcessSparsePi3,
+    "sparse-pi3x": ProcessSparsePi3X,
+    "sparse-mapanything": ProcessSparseMapAnything,
+}
 
 
 def extend_commands(module: ModuleType) -> None:

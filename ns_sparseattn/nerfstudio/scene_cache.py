@@ -30,7 +30,8 @@ from ..export import is_scene_folder
 from ..frames.discover import find_photos
 from ..frames.masks import match_masks
 from ..models.checkpoint import sha256_of
-from ..models.weights import local_weights
+from ..models.loading import local_file
+from ..models.registry import find_model
 from ..pipeline import ProcessOptions
 
 _logger = logging.getLogger(__name__)
@@ -116,18 +117,21 @@ def _key(options: ProcessOptions, index_path: Path) -> str:
         options.data, eval_data=options.eval_data, exclude=options.frames.masks
     ).photos
     masks = {} if options.frames.masks is None else match_masks(options.frames.masks, photos)
-    weights = local_weights(options.weights.weights)
+    family = find_model(options.model)
+    source = options.weights.weights or family.named_sets()[1]
+    weights = local_file(family, source)
     # Paths are left out: moved photos keep their scene. So is what changes nothing but speed and
     # rounding: a scene that was made on a GPU serves a machine without one.
     settings = (
         __version__,
+        options.model,
         dataclasses.replace(options.frames, masks=None),
         options.scene,
         dataclasses.replace(options.export, overwrite=False),
         options.attention,
         options.inference.precision,
         options.weights.commercial,
-        options.weights.weights if weights is None else index.sha256(weights),
+        source if weights is None else index.sha256(weights),
     )
     digest = hashlib.sha256(repr(settings).encode())
     for photo in photos:

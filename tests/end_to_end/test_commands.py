@@ -290,7 +290,7 @@ def test_interrupt_is_130_without_a_traceback(
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "load_vggt", interrupt)
+    monkeypatch.setattr(pipeline, "load_model", interrupt)
     outcome = command(*process(photos, tmp_path / "scene"))
     assert outcome.code == 130
     assert "Interrupted" in outcome.err

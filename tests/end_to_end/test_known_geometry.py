@@ -58,7 +58,7 @@ def make_exact(
         write_photos(scene, tmp_path / "photos", **photos)
         loaded = frames.load(tmp_path / "photos", FrameOptions(long_side=LONG_SIDE))
         model = ExactModel(scene, loaded)
-        monkeypatch.setattr(pipeline, "load_vggt", lambda *args, **kwargs: (model, KNOWN))
+        monkeypatch.setattr(pipeline, "load_model", lambda *args, **kwargs: (model, KNOWN))
         return make_scene(tmp_path / "photos")
 
     return make

@@ -15,6 +15,7 @@ import pytest
 
 from ns_sparseattn.export import is_scene_folder
 
+OURS = {"sparse-vggt", "sparse-pi3", "sparse-pi3x", "sparse-mapanything"}
 SMALL = ("--weights", "seeded-small", "--long-side", "56")
 
 
@@ -111,7 +112,10 @@ def test_help_of_every_other_sub_command_is_the_same_with_and_without_ours() -> 
 
     with_ours = helps()
     without = helps(NS_SPARSEATTN_NO_HOOK="1")
-    assert set(with_ours) - set(without) == {"sparse-vggt"}
+    assert set(with_ours) - set(without) == OURS
+    for name in OURS:
+        assert "--weights" in with_ours[name]
+        assert "--model" not in with_ours[name]
     assert {"images", "video", "polycam", "record3d"} <= set(without)
     for name, shown in without.items():
         assert f"usage: ns-process-data {name}" in shown
