@@ -8,9 +8,15 @@ import torch
 from torch import Tensor
 
 from ns_sparseattn.attention import AttentionPlan, BlockSparsePolicy
+from ns_sparseattn.geometry import (
+    invert_rigid,
+    pixel_centers,
+    quaternion_to_rotation,
+    unproject,
+)
 from ns_sparseattn.models.block import Attention, BlockConfig
 from ns_sparseattn.models.compute import InferenceOptions
-from ns_sparseattn.models.pi3 import Pi3
+from ns_sparseattn.models.pi3 import Pi3, Pi3Output
 from ns_sparseattn.models.pi3_config import Pi3Config
 from ns_sparseattn.models.rope import grid_positions, rope_table
 from ns_sparseattn.models.seeded import make_seeded_pi3
@@ -160,6 +166,39 @@ def test_rotation_in_the_dtype_of_the_values_rounds_before_it() -> None:
     assert plain.dtype == rotated.dtype == v.dtype == torch.bfloat16
     partner = plain.unflatten(-1, (2, 2, -1)).flip(-2).flatten(-3)
     assert torch.equal(rotated, torch.addcmul(plain * table.cos, partner, table.signed_sin))
+
+
+def test_cameras_are_read_off_local_points(
+    pi3: Pi3, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    focal = torch.tensor([60.0, 75, 90, 110])
+    truth = torch.zeros(4, 3, 3)
+    truth[:, 0, 0], truth[:, 1, 1], truth[:, 0, 2], truth[:, 1, 2] = focal, focal, 42, 28
+    truth[:, 2, 2] = 1
+    generator = torch.Generator().manual_seed(4)
+    depth = 1 + torch.rand(4, 56, 84, generator=generator)
+    points = unproject(pixel_centers(56, 84).float(), depth, truth[:, None, None])
+    # The left third is wrong, and the network knows.
+    logits = torch.full((4, 56, 84), 3.0)
+    points[:, :, :28, :2] += 2 * points[:, :, :28, 2:]
+    logits[:, :, :28] = -12.0
+    cam_from_world = torch.cat([_turned(4), torch.randn(4, 3, 1, generator=generator)], dim=-1)
+    output = Pi3Output(
+        local_points=points[None],
+        confidence_logits=logits[None],
+        world_from_cam=invert_rigid(cam_from_world)[None],
+    )
+    monkeypatch.setattr(Pi3, "forward", lambda *args, **kwargs: output)
+    prediction = pi3.predict(images)
+    torch.testing.assert_close(prediction.intrinsics, truth, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(prediction.cam_from_world, cam_from_world, rtol=1e-5, atol=1e-5)
+    assert torch.equal(prediction.depth, points[..., 2])
+    torch.testing.assert_close(prediction.confidence, logits.sigmoid())
+
+
+def _turned(count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(7)
+    return quaternion_to_rotation(torch.randn(count, 4, generator=generator))
 
 
 def test_frames_of_one_camera_share_intrinsics(pi3: Pi3, images: Tensor) -> None:
