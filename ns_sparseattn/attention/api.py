@@ -7,6 +7,7 @@ Axes: ``B`` batch, ``H`` heads, ``Nq``/``Nk`` tokens, ``D`` head size.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from functools import cache
 from typing import Literal, overload
 
@@ -98,12 +99,37 @@ def block_sparse_attention(
         >>> block_sparse_attention(q, q, q, block_map).shape
         torch.Size([1, 2, 256, 64])
     """
+    done = attend_to_blocks(q, k, v, block_map, backend=backend, key_mask=key_mask, coarse=coarse)
+    return (done.out, done.lse) if return_lse else done.out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attended:
+    """What the operation returned, and what computed it."""
+
+    out: Tensor  # [B, H, Nq, D]
+    lse: Tensor  # [B, H, Nq]
+    backend: str
+    """The backend that ran; never ``auto``."""
+
+
+def attend_to_blocks(
+    q: Tensor,  # [B, H, Nq, D]
+    k: Tensor,  # [B, H, Nk, D]
+    v: Tensor,  # [B, H, Nk, D]
+    block_map: BlockMap,
+    *,
+    backend: BackendName = "auto",
+    key_mask: Tensor | None = None,  # [B, Nk] bool
+    coarse: bool = False,
+) -> Attended:
+    """As `block_sparse_attention`; also says which backend ran."""
     inputs = _checked(q, k, v, block_map, key_mask, coarse)
     name = _choose(backend, inputs)
     # The types above are a contract: a caller's autocast must not change those inside a backend.
     with torch.autocast(q.device.type, enabled=False):
         out, lse = BACKENDS[name].run(inputs)
-    return (out, lse) if return_lse else out
+    return Attended(out=out, lse=lse, backend=name)
 
 
 def why_not(

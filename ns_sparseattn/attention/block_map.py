@@ -120,9 +120,9 @@ class BlockMap:
         if mask.dtype != torch.bool:
             raise TypeError(f"`mask` must be boolean, got {mask.dtype}.")
         batch, heads, num_q, num_k = mask.shape
-        listed = mask[:, :, : num_q - num_full_q_blocks, : num_k - num_sink_k_blocks].reshape(
-            -1, num_k - num_sink_k_blocks
-        )
+        num_rows = batch * heads * (num_q - num_full_q_blocks)
+        num_listed = num_k - num_sink_k_blocks
+        listed = mask[:, :, : num_q - num_full_q_blocks, :num_listed].reshape(num_rows, num_listed)
         row_offsets = torch.zeros(listed.shape[0] + 1, dtype=torch.int64, device=mask.device)
         torch.cumsum(listed.sum(-1), 0, out=row_offsets[1:])
         return cls(

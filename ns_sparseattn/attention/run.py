@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .api import block_sparse_attention, resolve_backend
+from .api import attend_to_blocks, resolve_backend
 from .crossover import crossover
 from .dense import dense_attention
 from .frame_attention import frame_attention
@@ -179,7 +179,7 @@ class AttentionRun:
         if max_density is not None and density > max_density:
             return _Attended(dense_attention(q, k, v), 1.0, "sdpa")
         note_block_map(layer, block_map)
-        out = block_sparse_attention(
+        done = attend_to_blocks(
             q_blocks,
             k_blocks,
             self._lay_out(order, v, "v"),
@@ -188,7 +188,6 @@ class AttentionRun:
             key_mask=key_mask if order.has_padding else None,
             coarse=policy.coarse,
         )
-        backend = resolve_backend(policy.backend, q.device.type)
         pattern = BlockPattern(
             block_map=block_map,
             gather_index=order.gather_index,
@@ -197,7 +196,7 @@ class AttentionRun:
             key_mask=order.key_mask,
             has_coarse=policy.coarse,
         )
-        return _Attended(order.put_back(out), density, backend, pattern)
+        return _Attended(order.put_back(done.out), density, done.backend, pattern)
 
     def _attend_paper(
         self,
@@ -218,19 +217,19 @@ class AttentionRun:
         )
         timer.selected()
         note_block_map(layer, block_map)
-        out = block_sparse_attention(q[:, :, :num_patches], k, v, block_map, backend=policy.backend)
+        done = attend_to_blocks(q[:, :, :num_patches], k, v, block_map, backend=policy.backend)
+        out = done.out
         if num_special:
             out = torch.cat([out, dense_attention(q[:, :, num_patches:], k, v)], dim=2)
         listed = block_map.density(num_patches, num_tokens)
         density = (listed * num_patches + num_special) / num_tokens
-        backend = resolve_backend(policy.backend, q.device.type)
         pattern = BlockPattern(
             block_map=block_map,
             gather_index=order.gather_index[None],
             scatter_index=order.scatter_index[None],
             num_queries=order.num_patches,
         )
-        return _Attended(out.index_select(2, order.scatter_index), density, backend, pattern)
+        return _Attended(out.index_select(2, order.scatter_index), density, done.backend, pattern)
 
     def _paper_order_on(self, device: torch.device, hilbert: bool) -> PaperOrder:
         if (device, hilbert) not in self._paper_orders:

@@ -13,7 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ns_sparseattn.attention import BlockMap, block_sparse_attention, why_not
+from ns_sparseattn.attention import (
+    AttentionPlan,
+    AttentionRun,
+    BlockMap,
+    TokenLayout,
+    block_sparse_attention,
+    why_not,
+)
+from ns_sparseattn.attention.api import resolve_backend
 from ns_sparseattn.attention.backends import native, native_build
 from ns_sparseattn.attention.backends.inputs import AttentionInputs
 from ns_sparseattn.attention.backends.native_build import INSTRUCTION_SETS, InstructionSet
@@ -342,3 +350,12 @@ def test_it_is_announced_once_and_built_once(
 def test_a_cpu_without_the_instructions_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_build, "cpu_features", lambda: frozenset({"sse2"}))
     assert "AVX2" in native_build.describe()
+
+
+def test_statistics_name_the_backend_that_ran() -> None:
+    tokens = TokenLayout(num_frames=2, num_special=1, grid_height=8, grid_width=8)
+    for dtype, name in ((torch.float32, resolve_backend("auto", "cpu")), (torch.float64, "gather")):
+        q = _random(1, 1, tokens.num_tokens, 32).to(dtype)
+        run = AttentionRun(AttentionPlan.block_sparse(density=0.5), tokens, 1)
+        run.attend(0, q, q, q)
+        assert [layer.backend for layer in run.stats] == [name]

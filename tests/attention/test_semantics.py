@@ -211,3 +211,16 @@ def test_offsets_beyond_two_to_the_31_elements_are_right(backend: BackendName) -
     ]
     out = block_sparse_attention(far[0], far[1], far[2], block_map, backend=backend)
     assert torch.equal(out, want)
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_lists_may_be_empty_because_everything_is_a_sink_or_full(
+    backend: BackendName, coarse: bool
+) -> None:
+    q, k, v, _ = _random_case((1, 2, 200, 130, 32), torch.float32)
+    mask = torch.ones(1, 2, 2, 3, dtype=torch.bool)
+    want = block_sparse_attention(q, k, v, BlockMap.from_mask(mask), backend="reference")
+    for counts in ({"num_sink_k_blocks": 3}, {"num_full_q_blocks": 2}):
+        block_map = BlockMap.from_mask(mask, **counts)
+        out = block_sparse_attention(q, k, v, block_map, backend=backend, coarse=coarse)
+        torch.testing.assert_close(out, want, rtol=0, atol=2e-6)
