@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses: least at the truth, and in the proportions that they promise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from training.cameras import look_at
+from training.losses import LossConfig, camera_loss, dense_loss, matching_loss, track_loss
+from training.network import CorrespondenceHeads
+from training.targets import make_targets
+from training.world import Views
+
+CONFIG = LossConfig()
+
+
+def test_the_camera_loss_is_zero_at_the_truth_and_counts_the_last_iteration_most() -> None:
+    target = torch.randn(2, 3, 9)
+    exact = target.expand(4, -1, -1, -1)
+    assert float(camera_loss(exact, target, CONFIG)) == 0.0
+    losses = []
+    for iteration in range(4):
+        wrong = exact.clone()
+        wrong[iteration, ..., 0] += 1.0
+        losses.append(float(camera_loss(wrong, target, CONFIG)))
+    for earlier, later in zip(losses[:-1], losses[1:], strict=True):
+        assert earlier / later == pytest.approx(CONFIG.camera_decay, rel=1e-5)
+
+
+def test_the_camera_loss_is_robust() -> None:
+    target = torch.zeros(1, 1, 9)
+    small, large = (
+        float(camera_loss(torch.full((1, 1, 1, 9), size), target, CONFIG)) for size in (1.0, 2.0)
+    )
+    # Twice the error costs about twice as much, not four times.
+    assert large / small == pytest.approx(2.0, rel=0.02)
+
+
+def test_the_best_confidence_follows_from_the_error() -> None:
+    error = torch.full((1, 1, 6, 6, 1), 0.05)
+    valid = torch.ones(1, 1, 6, 6, dtype=torch.bool)
+    raw = torch.zeros(1, 1, 6, 6, requires_grad=True)
+    optimizer = torch.optim.Adam([raw], lr=0.1)
+    for _ in range(120):
+        optimizer.zero_grad()
+        dense_loss(error, 1 + raw.exp(), valid, CONFIG).backward()
+        optimizer.step()
+    # c e - alpha log c is least at c = alpha / e; the error is even, so its gradient adds nothing.
+    expected = CONFIG.confidence_price / 0.05
+    torch.testing.assert_close(
+        1 + raw.detach().exp(), torch.full_like(raw, expected), rtol=0.02, atol=0
+    )
+
+
+def test_the_dense_loss_sees_edges_and_ignores_what_is_not_valid() -> None:
+    valid = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    confidence = torch.ones(1, 1, 8, 8)
+    even = torch.full((1, 1, 8, 8, 1), 0.5)
+    striped = even * (1 - 2 * (torch.arange(8) % 2))[None, None, None, :, None]
+    assert float(dense_loss(even, confidence, valid, CONFIG)) == pytest.approx(0.5)
+    assert float(dense_loss(striped, confidence, valid, CONFIG)) == pytest.approx(0.5 + 1.0)
+    valid[..., 4:, :] = False
+    even[..., 4:, :, :] = torch.nan
+    even.requires_grad_()
+    loss = dense_loss(even, confidence, valid, CONFIG)
+    assert float(loss.detach()) == pytest.approx(0.5)
+    loss.backward()
+    assert even.grad is not None
+    assert bool(even.grad.isfinite().all())
+    assert float(dense_loss(even.detach(), confidence, valid & False, CONFIG)) == 0.0
+
+
+def test_matching_is_learnt_from_features_that_know_their_place(views: Views) -> None:
+    targets = make_targets(views.choose(torch.tensor([[2, 3, 4]]).expand(40, -1)))
+    place = targets.points_in_world[:, :, 4::8, 4::8].flatten(2, 3)
+    generator = torch.Generator().manual_seed(0)
+    waves = 4.0 * torch.randn(3, 32, generator=generator)
+    features = torch.cat([(place @ waves).sin(), (place @ waves).cos()], dim=-1)
+    torch.manual_seed(0)
+    head, blind = CorrespondenceHeads(64), torch.zeros_like(features)
+    chance = float(matching_loss(blind, targets, head, 1, CONFIG).detach())
+    # 48 patches: without features every one is as likely.
+    assert chance == pytest.approx(torch.tensor(48.0).log().item(), rel=1e-3)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        matching_loss(features, targets, head, 1, CONFIG).backward()
+        optimizer.step()
+    wrong = features.roll(5, dims=2)
+    assert float(matching_loss(features, targets, head, 1, CONFIG).detach()) < 0.6 * chance
+    assert float(matching_loss(features, targets, head, 1, CONFIG).detach()) < float(
+        matching_loss(
+            torch.cat([features[:, :1], wrong[:, 1:]], 1), targets, head, 1, CONFIG
+        ).detach()
+    )
+
+
+def test_tracks_are_zero_at_the_truth_alone() -> None:
+    # One metre before a wall with 90 degrees of view: a step of a quarter metre to the side moves
+    # everything by an eighth of the image.
+    center = torch.tensor([[[0.0, 0.0, 0.0], [0.25, 0.0, 0.0]]])
+    poses = look_at(center, center + torch.tensor([0.0, 1.0, 0.0]), torch.zeros(1, 2))
+    intrinsics = torch.tensor([[32.0, 0, 32], [0, 32, 32], [0, 0, 1]]).expand(1, 2, 3, 3)
+    wall = Views(
+        images=torch.zeros(1, 2, 3, 64, 64, dtype=torch.uint8),
+        depth=torch.ones(1, 2, 64, 64),
+        cam_from_world=poses,
+        intrinsics=intrinsics,
+    )
+    targets, heads = make_targets(wall), CorrespondenceHeads(8)
+    tokens = torch.randn(1, 2, 64, 8)
+    torch.nn.init.zeros_(heads.place.weight)
+    with torch.no_grad():
+        heads.place.bias.copy_(torch.tensor([0.125, 0.0]))
+        assert float(track_loss(tokens, targets, heads, CONFIG)) < 1e-8
+        heads.place.bias.copy_(torch.tensor([0.0, 0.0]))
+        wrong = float(track_loss(tokens, targets, heads, CONFIG))
+    assert wrong == pytest.approx(0.125 - CONFIG.huber / 2, rel=1e-4)

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs at the smallest scale: resume, stop in time, learn, export."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ns_sparseattn.models import load_vggt
+from training.checkpoint import load_checkpoint
+from training.config import CONFIGS, TrainingConfig
+from training.export import export_weights, write_card
+from training.heldout import make_held_out, score
+from training.log import append_row, read_rows
+from training.network import make_network
+from training.plot import plot_run
+from training.schedule import Budget
+from training.train import main
+from training.trainer import Trainer
+
+SMOKE = CONFIGS["smoke"]
+CPU = torch.device("cpu")
+
+
+def train(
+    config: TrainingConfig, folder: Path, steps: int | None = None, minutes: float = 5.0
+) -> tuple[Trainer, str]:
+    trainer = Trainer(config, folder, device=CPU)
+    return trainer, trainer.run(minutes=minutes, started=time.monotonic(), max_steps=steps)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("whole")
+    _, reason = train(SMOKE, folder)
+    assert reason == "the budget is spent"
+    return folder
+
+
+def test_an_interrupted_run_ends_as_one_that_was_not(whole: Path, tmp_path: Path) -> None:
+    last = [train(SMOKE, tmp_path, steps=3)[0].step for _ in range(3)]
+    assert last == [3, 6, 8]
+    expected, found = load_checkpoint(whole), load_checkpoint(tmp_path)
+    assert expected is not None
+    assert found is not None
+    assert expected[0].keys() == found[0].keys()
+    for name, tensor in expected[0].items():
+        torch.testing.assert_close(found[0][name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+    rows = [row for row in read_rows(tmp_path) if row["kind"] == "start"]
+    assert [row["step"] for row in rows] == [0, 3, 6]
+
+
+def test_a_compact_checkpoint_is_nearly_the_same(tmp_path: Path) -> None:
+    config = dataclasses.replace(SMOKE, checkpoint="compact")
+    before, _ = train(config, tmp_path, steps=4)
+    after = Trainer(config, tmp_path, device=CPU)
+    assert after.step == 4
+    weights = dict(after.model.named_parameters())
+    for name, parameter in before.model.named_parameters():
+        torch.testing.assert_close(weights[name], parameter, atol=1e-6, rtol=2.0**-16)
+        torch.testing.assert_close(
+            after.average[name], before.average[name], atol=1e-3, rtol=0, msg=name
+        )
+    assert len(after.optimizer.state) == len(before.optimizer.state)
+
+
+def test_a_piece_ends_before_its_time_is_up(tmp_path: Path) -> None:
+    config = dataclasses.replace(SMOKE, budget=Budget(minutes=60.0))
+    began = time.monotonic()
+    trainer, reason = train(config, tmp_path, minutes=0.25)
+    assert reason == "the time of this piece is up"
+    assert trainer.step > 0
+    assert time.monotonic() - began < 15.0
+    kinds = [row["kind"] for row in read_rows(tmp_path)]
+    assert kinds[0] == "start"
+    assert kinds[-1] == "held_out"
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    # Few scenes, seen again and again.
+    config = dataclasses.replace(
+        SMOKE,
+        budget=Budget(steps=50),
+        log_steps=10,
+        pool=dataclasses.replace(SMOKE.pool, reuse=1000.0),
+    )
+    train(config, tmp_path)
+    losses = [row["loss"] for row in read_rows(tmp_path) if row["kind"] == "train"]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_another_configuration_in_the_same_folder_is_refused(whole: Path) -> None:
+    with pytest.raises(ValueError, match="is of a run with another configuration"):
+        Trainer(dataclasses.replace(SMOKE, seed=1), whole, device=CPU)
+
+
+def test_the_command_trains_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for steps in (1, 2):
+        main(["smoke", "--resume", str(tmp_path), "--minutes", "5", "--steps", str(steps)])
+    output = capsys.readouterr().out
+    assert "Stopped at step 1, 12.5 % of the budget: the steps asked for are taken." in output
+    assert "Stopped at step 3, 37.5 % of the budget" in output
+
+
+def test_what_is_exported_is_read_by_the_package(whole: Path, tmp_path: Path) -> None:
+    weights, card = tmp_path / "tiny.safetensors", tmp_path / "card.md"
+    count = export_weights(whole, weights)
+    assert weights.stat().st_size < 2 * count + 100_000
+    model, _ = load_vggt(weights)
+    assert model.config == SMOKE.model
+    found = load_checkpoint(whole)
+    assert found is not None
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, found[0][f"average/{name}"], atol=1e-6, rtol=2.0**-10)
+    write_card(whole, weights, card, name="smoke", machine="a test")
+    text = card.read_text(encoding="utf-8")
+    assert "$" not in text
+    last = [row for row in read_rows(whole) if row["kind"] == "held_out"][-1]
+    assert f"| rotation AUC@30 | {last['rotation_auc_30']:.3f} (" in text
+    assert weights.name in text
+
+
+def test_what_cannot_be_exported_is_said(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no checkpoint"):
+        export_weights(tmp_path, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"has no log\.jsonl"):
+        write_card(tmp_path, tmp_path / "x", tmp_path / "y", name="", machine="")
+
+
+def test_a_log_is_drawn_without_what_was_done_twice(whole: Path, tmp_path: Path) -> None:
+    assert plot_run(whole).stat().st_size > 5000
+    for kind, step in (("start", 0), ("train", 5), ("train", 10), ("start", 5), ("train", 10)):
+        append_row(tmp_path, {"kind": kind, "step": step})
+    assert [row["step"] for row in read_rows(tmp_path)] == [0, 5, 5, 10]
+
+
+def test_scores_know_the_truth_and_chance() -> None:
+    batches = make_held_out(SMOKE.held_out, SMOKE.generator, CPU)
+    again = make_held_out(SMOKE.held_out, SMOKE.generator, CPU)
+    assert torch.equal(batches[0].images, again[0].images)
+    network = make_network(SMOKE.model, 0, layer_scale=0.1).eval()
+    result = score(network, batches)
+    assert result.num_pairs == 4 * 6
+    # A network that was not trained says about the same pose for all views.
+    assert result.rotation_auc_30 == pytest.approx(result.constant_rotation_auc_30, abs=0.1)
+    json.dumps(dataclasses.asdict(result), allow_nan=False)

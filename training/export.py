@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m training.export DIR --output FILE``: a run's averaged weights for the package.
+
+Writes float16 safetensors that `load_vggt` reads, and a model card filled from the run's log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ns_sparseattn.models.checkpoint import sha256_of
+from training.checkpoint import load_checkpoint
+from training.heldout import SEED
+from training.log import read_rows
+
+MAX_BYTES = 24_000_000
+"""Largest file that ships in the package."""
+
+TEMPLATE = Path(__file__).with_name("model_card.md")
+
+_LARGEST_HALF = 65504.0
+
+
+def export_weights(folder: Path, output: Path) -> int:
+    """Write the averaged weights of a run's last checkpoint.
+
+    Args:
+        folder: Of the run.
+        output: File ending in ``.safetensors``.
+
+    Returns:
+        Number of parameters.
+
+    Raises:
+        ValueError: If the run has no checkpoint, a weight is not finite or too large for float16,
+            or the file would be too large to ship.
+    """
+    found = load_checkpoint(folder)
+    if found is None:
+        raise ValueError(f"{folder} has no checkpoint; give the folder of a training run.")
+    tensors, state = found
+    prefix = "average/"
+    weights: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if not name.startswith(prefix):
+            continue
+        key = name.removeprefix(prefix)
+        average = tensor if state["is_exact"] else tensor + tensors[f"weights/model.{key}"]
+        if not bool((average.abs() <= _LARGEST_HALF).all()):
+            raise ValueError(f"{key} holds values that float16 cannot; the run has gone wrong.")
+        weights[key] = average.to(torch.float16).contiguous()
+    count = sum(tensor.numel() for tensor in weights.values())
+    if 2 * count > MAX_BYTES:
+        raise ValueError(
+            f"{count} parameters take {2 * count} bytes, and {MAX_BYTES} may ship; train a "
+            "smaller network."
+        )
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model"]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, output, metadata={"vggt_config": json.dumps(config)})
+    return count
+
+
+def write_card(folder: Path, weights: Path, card: Path, *, name: str, machine: str) -> None:
+    """Fill the model card's template from a run.
+
+    Args:
+        folder: Of the run.
+        weights: The exported file.
+        card: File to write.
+        name: Of the configuration.
+        machine: What it was trained on, in words.
+
+    Raises:
+        ValueError: If the run was never measured.
+    """
+    rows = read_rows(folder)
+    scores = [row for row in rows if row["kind"] == "held_out"]
+    steps = [row for row in rows if row["kind"] == "train"]
+    if not scores or not steps:
+        raise ValueError(f"The log of {folder} holds no finished measurement; train for longer.")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    last = scores[-1]
+    text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        name=name,
+        machine=machine,
+        file=weights.name,
+        sha256=sha256_of(weights),
+        size_mb=f"{weights.stat().st_size / 1e6:.1f}",
+        parameters=f"{sum(t.numel() for t in _tensors(weights)) / 1e6:.1f}",
+        minutes=f"{last['minutes']:.0f}",
+        steps=last["step"],
+        views=f"{last['step'] * config['frames_per_step'] / 1e6:.2f}",
+        seed=config["seed"],
+        held_out_seed=SEED,
+        num_scenes=config["held_out"]["num_scenes"] * len(config["held_out"]["sizes"]),
+        num_frames=config["held_out"]["num_frames"],
+        sizes=_spell_sizes(config["pool"]["sizes"]),
+        budget=_spell_budget(config["budget"]),
+        **{key: f"{last[key]:.3f}" for key in _FIGURES},
+        **{key: f"{last[key]:.1f}" for key in ("rotation_median_deg", "direction_median_deg")},
+    )
+    card.write_text(text, encoding="utf-8")
+
+
+_FIGURES = (
+    "rotation_auc_5",
+    "rotation_auc_30",
+    "direction_auc_30",
+    "depth_error",
+    "constant_rotation_auc_30",
+)
+
+
+def _tensors(path: Path) -> list[Tensor]:
+    from ns_sparseattn.models.checkpoint import read_checkpoint
+
+    return list(read_checkpoint(path).tensors.values())
+
+
+def _spell_sizes(sizes: list[list[int]]) -> str:
+    return ", ".join(f"{width} x {height}" for height, width in sizes)
+
+
+def _spell_budget(budget: dict[str, Any]) -> str:
+    return f"{budget['steps']} steps" if budget["steps"] else f"{budget['minutes']:g} minutes"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the command line and export."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder of the run")
+    parser.add_argument("--output", type=Path, required=True, help="file to write, .safetensors")
+    parser.add_argument("--card", type=Path, help="model card to write")
+    parser.add_argument("--name", help="configuration of the run, for the card")
+    parser.add_argument("--machine", help="what it was trained on, for the card")
+    args = parser.parse_args(arguments)
+    if args.card and not (args.name and args.machine):
+        parser.error("a card needs --name and --machine")
+    try:
+        count = export_weights(args.folder, args.output)
+        if args.card:
+            write_card(args.folder, args.output, args.card, name=args.name, machine=args.machine)
+    except ValueError as error:
+        parser.error(str(error))
+    print(f"{args.output}: {count / 1e6:.2f} million parameters.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Held-out scenes: other seeds, textures, photographs and shapes than those of training.
+
+They are made when they are needed and are the same on every machine but for rounding.
+
+Axes: ``B`` scenes, ``F`` frames, ``H`` x ``W`` pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ns_sparseattn.evaluate.pairs import auc, pair_errors
+from ns_sparseattn.models import VGGT, InferenceOptions
+from training.draws import Draws
+from training.generator import Generator, GeneratorConfig
+from training.overlap import choose_views, measure_overlap
+from training.targets import make_targets
+from training.world import Views
+
+SEED = 77_000_001
+"""Of the held-out scenes, whatever the seed of the training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutConfig:
+    """Which scenes measure a network."""
+
+    num_scenes: int = 32
+    """Scenes of each photo size."""
+    num_frames: int = 8
+    """Views of a scene."""
+    overlap: float = 0.25
+    """Share of a view that an earlier one should see."""
+    sizes: tuple[tuple[int, int], ...] = ((84, 112),)
+    """Heights and widths of the photos."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Means over all pairs of views of all scenes."""
+
+    num_pairs: int
+    rotation_auc_5: float
+    """Area under the share of pairs whose relative rotation is off by less than up to 5 degrees."""
+    rotation_auc_30: float
+    """The same up to 30 degrees."""
+    direction_auc_30: float
+    """The same of the direction of the relative translation."""
+    rotation_median_deg: float
+    direction_median_deg: float
+    depth_error: float
+    """Median over scenes of the mean ``|d - d*| / d*`` at one scale for each scene."""
+    constant_rotation_auc_30: float
+    """What the same pose for all views would get: chance."""
+
+
+def make_held_out(
+    config: HeldOutConfig,
+    generator: GeneratorConfig,
+    device: torch.device | str,
+) -> list[Views]:
+    """Make the scenes, a batch ``[B, F]`` for each photo size."""
+    maker = Generator(generator, seed=SEED, domain="held_out", device=device)
+    batches = []
+    for number, size in enumerate(config.sizes):
+        first = number * config.num_scenes
+        indices = torch.arange(first, first + config.num_scenes, device=maker.device)
+        views = maker.views(indices, size, max(12, config.num_frames + 4))
+        draws = Draws(SEED, "held_out/choice", indices)
+        chosen = choose_views(
+            measure_overlap(views), config.num_frames, draws, least=config.overlap
+        )
+        batches.append(views.choose(chosen))
+    return batches
+
+
+@torch.no_grad()
+def score(model: VGGT, batches: list[Views], *, scenes_at_once: int = 8) -> Score:
+    """Run a network on held-out scenes as the tool would, and compare.
+
+    Args:
+        model: The network; its mode is left alone.
+        batches: What `make_held_out` gave.
+        scenes_at_once: Scenes of one forward pass.
+
+    Returns:
+        The figures.
+    """
+    rotation, direction, constant, depth = [], [], [], []
+    for batch in batches:
+        for members in torch.arange(len(batch.depth), device=model.device).split(scenes_at_once):
+            views = batch.take(members)
+            output = model(views.images, options=InferenceOptions())
+            assert output.cam_from_world is not None
+            assert output.depth is not None
+            poses, truth = output.cam_from_world.cpu(), make_targets(views)
+            identity = torch.eye(3, 4).expand(poses.shape[1], 3, 4)
+            for scene, reference in enumerate(truth.cam_from_world.cpu()):
+                errors = pair_errors(_rigid(poses[scene]), reference)
+                rotation.append(errors.rotation_deg)
+                direction.append(errors.direction_deg[~errors.direction_deg.isnan()])
+                constant.append(pair_errors(identity, reference).rotation_deg)
+            depth += _depth_errors(output.depth, truth.depth, truth.valid)
+    angles, directions = torch.cat(rotation), torch.cat(direction)
+    return Score(
+        num_pairs=len(angles),
+        rotation_auc_5=auc(angles, 5),
+        rotation_auc_30=auc(angles, 30),
+        direction_auc_30=auc(directions, 30),
+        rotation_median_deg=float(angles.median()),
+        direction_median_deg=float(directions.median()),
+        depth_error=float(torch.tensor(depth).median()),
+        constant_rotation_auc_30=auc(torch.cat(constant), 30),
+    )
+
+
+def _rigid(poses: Tensor) -> Tensor:
+    """Return poses without NaN: a network that just began may have no direction at all."""
+    return torch.where(poses.isfinite(), poses, 0.0)
+
+
+def _depth_errors(depth: Tensor, truth: Tensor, valid: Tensor) -> list[float]:
+    """Return the mean relative error of each scene of ``[B, F, H, W]`` at its best scale."""
+    errors = []
+    for estimate, reference, mask in zip(depth, truth, valid, strict=True):
+        if not bool(mask.any()):
+            errors.append(math.nan)
+            continue
+        ratio = reference[mask] / estimate[mask].clamp(min=1e-6)
+        scaled = estimate[mask] * ratio.median()
+        errors.append(float(((scaled - reference[mask]).abs() / reference[mask]).mean()))
+    return [error for error in errors if not math.isnan(error)]

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network in training: the shipped class, run without what only inference needs.
+
+`VGGT.forward` checks its input, plans memory and times its stages, all of which wait for the
+device, and its heads run in float32. Here its parts are called directly; the values are the same.
+
+Axes: ``I`` iterations, ``B`` scenes, ``F`` frames, ``D`` frames with dense outputs, ``P`` patches,
+``C`` channels, ``H`` x ``W`` pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ns_sparseattn.attention import AttentionPlan, AttentionRun, TokenLayout
+from ns_sparseattn.models import VGGT, VGGTConfig
+from ns_sparseattn.models.block import LayerNorm, LayerScale
+from ns_sparseattn.models.compute import autocast, full_precision
+from ns_sparseattn.models.images import normalize_images
+from ns_sparseattn.models.pose_encoding import activate_pose_encoding
+from ns_sparseattn.models.rope import grid_positions, rope_table
+from ns_sparseattn.models.seeded import make_seeded_vggt
+from ns_sparseattn.models.vggt import activate_depth, activate_points
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOutput:
+    """What the losses look at."""
+
+    encodings: Tensor  # [I, B, F, 9]
+    depth: Tensor  # [B, D, H, W]
+    depth_confidence: Tensor  # [B, D, H, W]
+    points: Tensor  # [B, D, H, W, 3]
+    points_confidence: Tensor  # [B, D, H, W]
+    early_tokens: Tensor  # [B, F, P, C]
+    """Patch tokens after the global block of the layer asked for."""
+    late_tokens: Tensor  # [B, F, P, C]
+    """The same of the last layer."""
+
+
+def make_network(config: VGGTConfig, seed: int, *, layer_scale: float) -> VGGT:
+    """Build a network to be trained: norm-preserving layers, poses near the identity, known places.
+
+    Args:
+        config: Sizes.
+        seed: Of the weights.
+        layer_scale: First value of the factors of all branches.
+    """
+    model = make_seeded_vggt(config, seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, LayerScale):
+                module.gamma.fill_(layer_scale)
+        # Rotary embedding tells attention where patches are, but not what it reads from them: poses
+        # need positions in the tokens themselves, and a short run cannot wait until they grow.
+        positions = model.aggregator.patch_embed.pos_embed
+        positions[:, 1:] = _sinusoidal_grid(config.vit.grid_size, config.embed_dim)
+    return model.train()
+
+
+def _sinusoidal_grid(side: int, dim: int) -> Tensor:
+    """Return sines and cosines of rows and columns, ``[side * side, dim]`` of variance 1/2."""
+    place = (torch.arange(side) + 0.5) / side
+    # From half a wave over the image to one over about four patches.
+    octaves = torch.linspace(0.0, 1.0, dim // 4) * math.log2(max(side / 2.0, 2.0))
+    angle = math.pi * torch.exp2(octaves) * place[:, None]
+    waves = torch.cat([angle.sin(), angle.cos()], dim=-1)  # [side, dim / 2]
+    rows = waves[:, None].expand(-1, side, -1)
+    columns = waves[None].expand(side, -1, -1)
+    return torch.cat([rows, columns], dim=-1).flatten(0, 1)
+
+
+def run_network(
+    model: VGGT,
+    images: Tensor,  # [B, F, 3, H, W] uint8
+    *,
+    dense_frames: Tensor,  # [B, D]
+    early_layer: int,
+    dtype: torch.dtype | None,
+) -> TrainingOutput:
+    """Run all heads with autograd.
+
+    Args:
+        model: The network.
+        images: Photos; both sides are multiples of the patch size.
+        dense_frames: Frames for which depth and points are computed: they cost as much as all else.
+        early_layer: Layer whose patch tokens to return beside the last one's.
+        dtype: Autocast type of everything but the camera head; ``None`` for float32.
+
+    Returns:
+        The outputs, in float32.
+    """
+    config, device = model.config, images.device
+    grid = (images.shape[-2] // config.patch_size, images.shape[-1] // config.patch_size)
+    num_frames = images.shape[1]
+    layout = TokenLayout(
+        num_frames=num_frames,
+        num_special=config.num_special,
+        grid_height=grid[0],
+        grid_width=grid[1],
+    )
+    positions = grid_positions(*grid, config.num_special, device=device)
+    with autocast(device, dtype), _attention_kernel(device):
+        patches = model.aggregator.patch_embed(normalize_images(images).flatten(0, 1))
+        special = model.aggregator.special_tokens(num_frames).expand(len(images), -1, -1, -1)
+        tokens = torch.cat([special, patches.float().unflatten(0, images.shape[:2])], dim=2)
+        aggregated = model.aggregator(
+            tokens,
+            AttentionRun(AttentionPlan.dense(), layout, config.depth),
+            rope_table(positions, config.embed_dim // config.num_heads),
+            taps={*config.taps, early_layer, config.depth - 1},
+            frames_per_chunk=num_frames,
+            autocast=functools.partial(autocast, device, dtype),
+        )
+        rows = torch.arange(len(images), device=device)[:, None]
+        taps = [
+            aggregated.taps[layer][rows, dense_frames][:, :, config.num_special :].flatten(0, 1)
+            for layer in config.taps
+        ]
+        raw_depth, raw_points = model.depth_head(taps, grid), model.point_head(taps, grid)
+    with full_precision(device):
+        raw = model.camera_head(aggregated.last_special[:, :, 0].float())
+        depth, depth_confidence = _activate(activate_depth, raw_depth, dense_frames)
+        points, points_confidence = _activate(activate_points, raw_points, dense_frames)
+    return TrainingOutput(
+        encodings=activate_pose_encoding(raw),
+        depth=depth,
+        depth_confidence=depth_confidence,
+        points=points,
+        points_confidence=points_confidence,
+        early_tokens=_patch_tokens(aggregated.taps[early_layer], config),
+        late_tokens=_patch_tokens(aggregated.taps[config.depth - 1], config),
+    )
+
+
+def _patch_tokens(tap: Tensor, config: VGGTConfig) -> Tensor:
+    """Return what the global block made of the patches."""
+    return tap[:, :, config.num_special :, config.embed_dim :]
+
+
+def _attention_kernel(device: torch.device) -> AbstractContextManager[object]:
+    """On a CPU, choose products and softmax: the fused backward pass is slow for short sequences.
+
+    Measured on one core (AMD EPYC, AVX512-BF16, torch 2.13), 48 sequences of 66 tokens in bf16,
+    forward and backward: 19 ms against 35 ms.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+
+
+def _activate(
+    activate: Callable[[Tensor], tuple[Tensor, Tensor]], raw: Tensor, dense_frames: Tensor
+) -> tuple[Tensor, Tensor]:
+    # Exponentials of what an early network says can be anything; bounds far from all that is true.
+    value, confidence = activate(raw.float().clamp(-8.0, 8.0))
+    shape = tuple(dense_frames.shape)
+    return value.unflatten(0, shape), confidence.unflatten(0, shape)
+
+
+class CorrespondenceHeads(nn.Module):
+    """Linear heads that read from patch tokens what sees the same place, and where it is.
+
+    Used by the losses alone; not part of what is shipped.
+    """
+
+    def __init__(self, dim: int, size: int = 64) -> None:
+        super().__init__()
+        self.query = nn.Linear(dim, size)
+        self.key = nn.Linear(dim, size)
+        self.log_sharpness = nn.Parameter(torch.tensor(2.0))
+        self.norm = LayerNorm(dim)
+        self.place = nn.Linear(dim, 2)
+
+    def compare(
+        self,
+        source: Tensor,  # [..., P, C]
+        target: Tensor,  # [..., P, C]
+    ) -> Tensor:
+        """Return logits ``[..., P, P]`` of source patches over target patches."""
+        query = nn.functional.normalize(self.query(source), dim=-1)
+        key = nn.functional.normalize(self.key(target), dim=-1)
+        return self.log_sharpness.exp() * (query @ key.transpose(-1, -2))
+
+    def displacement(
+        self,
+        tokens: Tensor,  # [..., P, C]
+    ) -> Tensor:
+        """Return how far away the first frame sees the same, ``[..., P, 2]``."""
+        return self.place(self.norm(tokens))

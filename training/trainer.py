@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One piece of training: resume, take steps until the time is up, save.
+
+Axes: ``B`` scenes, ``F`` frames.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ns_sparseattn.models import VGGT
+from ns_sparseattn.models.block import Block
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.codec import Codec
+from training.config import TrainingConfig
+from training.draws import Draws
+from training.generator import Generator
+from training.heldout import Score, make_held_out, score
+from training.log import append_row
+from training.losses import total_loss
+from training.network import CorrespondenceHeads, make_network, run_network
+from training.pool import ScenePool
+from training.targets import make_targets
+from training.world import Views
+
+logger = logging.getLogger(__name__)
+
+_SAVE_RESERVE_S = 8.0
+"""Time kept for writing the checkpoint at the end of a piece, beside what the last one took."""
+_STEP_RESERVE = 3.0
+"""Steps that may be as slow as the slowest recent one before the deadline."""
+
+
+class Trainer:
+    """A run: its network, averages, moments and clock.
+
+    Args:
+        config: What to train.
+        folder: Of the run; resumed if it holds a checkpoint.
+        device: Where to train.
+        workers: Threads that render.
+
+    Raises:
+        ValueError: If the folder's run has another configuration, or its checkpoint is damaged.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, folder: Path, *, device: torch.device, workers: int = 1
+    ) -> None:
+        self.config, self.folder, self.device = config, folder, device
+        self.step, self.elapsed_s, self.evaluated_s = 0, 0.0, 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_config(config, folder)
+        self.model = make_network(config.model, config.seed, layer_scale=config.layer_scale)
+        torch.manual_seed(config.seed)
+        self.heads = CorrespondenceHeads(config.model.embed_dim)
+        self.model.to(device)
+        self.heads.to(device)
+        self._parameters = dict(
+            nn.ModuleDict({"model": self.model, "heads": self.heads}).named_parameters()
+        )
+        self.average = {
+            name: parameter.detach().clone() for name, parameter in self.model.named_parameters()
+        }
+        self.optimizer = self._make_optimizer()
+        self._resume()
+        self.dtype = torch.bfloat16 if config.precision == "bf16" else None
+        options = dataclasses.replace(config.generator.options, workers=workers)
+        self._generator_config = dataclasses.replace(config.generator, options=options)
+        generator = Generator(self._generator_config, seed=config.seed, device=device)
+        self._pool = ScenePool(generator, config.pool, config.frames_per_step)
+        self._held_out: list[Views] | None = None
+        if config.has_compile and device.type == "cuda":
+            _compile_blocks(self.model)
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is spent."""
+        return self.config.budget.progress(self.step, self.elapsed_s)
+
+    def run(self, *, minutes: float, started: float, max_steps: int | None = None) -> str:
+        """Train until the budget is spent, the time is up, or enough steps are taken; then save.
+
+        Args:
+            minutes: Length of this piece, saving and the last measurement included.
+            started: `time.monotonic` when the piece began.
+            max_steps: Steps of this piece at most.
+
+        Returns:
+            Why it stopped.
+        """
+        deadline = started + 60.0 * minutes
+        self._log("start", {"device": str(self.device), "torch": torch.__version__})
+        last_step = math.inf if max_steps is None else self.step + max_steps
+        evaluation_s, slowest_s = self._evaluation_guess_s(), 0.0
+        sums: dict[str, Tensor] = {}
+        count, rows_began, views_seen = 0, time.monotonic(), 0
+        while True:
+            reserve_s = _SAVE_RESERVE_S + evaluation_s + _STEP_RESERVE * slowest_s
+            if self.progress >= 1.0:
+                reason = "the budget is spent"
+                break
+            if self.step >= last_step:
+                reason = "the steps asked for are taken"
+                break
+            if time.monotonic() + reserve_s > deadline:
+                reason = "the time of this piece is up"
+                break
+            began = time.monotonic()
+            parts, num_views = self._take_step()
+            for name, part in parts.items():
+                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + part
+            count, views_seen = count + 1, views_seen + num_views
+            if self.step % self.config.log_steps == 0:
+                # Reading the sums waits for the device; the clock is right after it.
+                row = {name: float(value) / count for name, value in sums.items()}
+                row["views_per_s"] = views_seen / (time.monotonic() - rows_began)
+                row["learning_rate"] = self.config.schedule.rate(self.progress)
+                self._log("train", row)
+                sums, count, rows_began, views_seen = {}, 0, time.monotonic(), 0
+            spent_s = time.monotonic() - began
+            self.elapsed_s += spent_s
+            slowest_s = max(spent_s, 0.9 * slowest_s)
+            if self.elapsed_s - self.evaluated_s > 60.0 * self.config.evaluate_minutes:
+                evaluation_s = self._evaluate_and_save()
+                rows_began = time.monotonic()
+        self._evaluate_and_save()
+        return reason
+
+    def evaluate(self) -> Score:
+        """Measure the averaged weights on the held-out scenes."""
+        if self._held_out is None:
+            self._held_out = make_held_out(
+                self.config.held_out, self._generator_config, self.device
+            )
+        with _swapped(self.model, self.average):
+            return score(self.model.eval(), self._held_out)
+
+    def _evaluate_and_save(self) -> float:
+        began = time.monotonic()
+        # First what must not be lost.
+        self.save()
+        result = self.evaluate()
+        self.model.train()
+        self._log("held_out", dataclasses.asdict(result))
+        self.evaluated_s = self.elapsed_s
+        return time.monotonic() - began
+
+    def _evaluation_guess_s(self) -> float:
+        """Return how long a measurement will take, before one was timed: making its scenes, too."""
+        views = self.config.held_out.num_scenes * len(self.config.held_out.sizes) * 20
+        return views / (400.0 if self.device.type == "cuda" else 40.0)
+
+    def _take_step(self) -> tuple[dict[str, Tensor], int]:
+        config = self.config
+        views, dense_frames, shift = self._next_views()
+        targets = make_targets(views)
+        output = run_network(
+            self.model,
+            views.images,
+            dense_frames=dense_frames,
+            early_layer=config.early_layer,
+            dtype=self.dtype,
+        )
+        loss, parts = total_loss(output, targets, dense_frames, self.heads, shift, config.loss)
+        rate = config.schedule.rate(self.progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(list(self._parameters.values()), config.clip_norm)
+        is_finite = bool(norm.isfinite())
+        if is_finite:
+            self.optimizer.step()
+            self._update_average(config.schedule.ema_decay(self.step))
+        else:
+            logger.warning("Step %d is left out: its gradient is not finite.", self.step)
+        self.step += 1
+        num_views = views.images.shape[0] * views.images.shape[1]
+        return {**parts, "loss": loss.detach(), "gradient_norm": norm}, num_views
+
+    def _next_views(self) -> tuple[Views, Tensor, int]:
+        """Return the views of the next step, the frames with dense outputs, and the partners."""
+        config = self.config
+        draws = Draws(config.seed, "step", torch.tensor([self.step]))
+        least, most = config.schedule.frames(self.progress)
+        num_frames = least + int(draws.integers(high=most - least + 1))
+        num_scenes = max(1, min(config.frames_per_step // num_frames, config.pool.scenes))
+        shift = 1 + int(draws.integers(high=num_frames - 1))
+        views = self._pool.fetch(
+            self.step,
+            num_scenes,
+            num_frames,
+            overlap=config.schedule.overlap(self.progress),
+        )
+        order = Draws(
+            config.seed, f"dense/{self.step}", torch.arange(num_scenes, device=self.device)
+        ).uniform(num_frames)
+        return views, order.argsort(-1)[:, : config.dense_frames], shift
+
+    @torch.no_grad()
+    def _update_average(self, decay: float) -> None:
+        for name, average in self.average.items():
+            average.lerp_(self._parameters[f"model.{name}"], 1.0 - decay)
+
+    def _make_optimizer(self) -> torch.optim.AdamW:
+        matrices = [p for p in self._parameters.values() if p.ndim >= 2]
+        vectors = [p for p in self._parameters.values() if p.ndim < 2]
+        return torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": self.config.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
+            lr=self.config.schedule.learning_rate,
+            betas=self.config.betas,
+            fused=True,
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        is_exact = self.config.checkpoint == "full"
+        weights, difference, first, second = _codecs(is_exact)
+        tensors: dict[str, tuple[Tensor, Codec]] = {}
+        for name, parameter in self._parameters.items():
+            tensors[f"weights/{name}"] = (parameter, weights)
+            moments = self.optimizer.state.get(parameter)
+            if moments:
+                tensors[f"first/{name}"] = (moments["exp_avg"], first)
+                tensors[f"second/{name}"] = (moments["exp_avg_sq"], second)
+        for name, average in self.average.items():
+            # Averages are close to the weights: what separates them needs few digits.
+            offset = average if is_exact else average - self._parameters[f"model.{name}"]
+            tensors[f"average/{name}"] = (offset, difference)
+        state = {
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+            "evaluated_s": self.evaluated_s,
+            "is_exact": is_exact,
+        }
+        save_checkpoint(self.folder, tensors, state)
+
+    @torch.no_grad()
+    def _resume(self) -> None:
+        found = load_checkpoint(self.folder)
+        if found is None:
+            return
+        tensors, state = found
+        self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+        self.evaluated_s = state["evaluated_s"]
+        for name, parameter in self._parameters.items():
+            parameter.copy_(tensors[f"weights/{name}"])
+            if f"first/{name}" in tensors:
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(self.step), device=self.device),
+                    "exp_avg": tensors[f"first/{name}"].to(self.device),
+                    "exp_avg_sq": tensors[f"second/{name}"].to(self.device),
+                }
+        for name, average in self.average.items():
+            offset = tensors[f"average/{name}"].to(self.device)
+            average.copy_(
+                offset if state["is_exact"] else offset + self._parameters[f"model.{name}"]
+            )
+        logger.info("Resumed at step %d after %.1f min.", self.step, self.elapsed_s / 60.0)
+
+    def _log(self, kind: str, values: dict[str, Any]) -> None:
+        row = {"kind": kind, "step": self.step, "minutes": self.elapsed_s / 60.0, **values}
+        append_row(self.folder, row)
+        text = " ".join(
+            f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+            for key, value in row.items()
+        )
+        logger.info("%s", text)
+
+
+def _codecs(is_exact: bool) -> tuple[Codec, Codec, Codec, Codec]:
+    """Return how weights, averages, first and second moments are written."""
+    if is_exact:
+        return "exact", "exact", "exact", "exact"
+    return "three_bytes", "linear8", "linear8", "log8"
+
+
+def _check_config(config: TrainingConfig, folder: Path) -> None:
+    """Write the configuration into a new run's folder, or compare it with that of an old one."""
+    path = folder / "config.json"
+    text = json.dumps(dataclasses.asdict(config), indent=2)
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != json.loads(text):
+        raise ValueError(
+            f"{path} is of a run with another configuration; give another folder, or the "
+            "configuration that it began with."
+        )
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _compile_blocks(model: VGGT) -> None:
+    """Compile what is in the blocks around attention; shapes change from step to step."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.forward = torch.compile(module.forward, dynamic=True)
+            module.project = torch.compile(module.project, dynamic=True)
+            module.finish = torch.compile(module.finish, dynamic=True)
+
+
+class _swapped:
+    """A context in which a model has other weights."""
+
+    def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
+        self._model, self._weights = model, weights
+
+    def __enter__(self) -> None:
+        self._exchange()
+
+    def __exit__(self, *_: object) -> None:
+        self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for name, parameter in self._model.named_parameters():
+            kept = parameter.detach().clone()
+            parameter.copy_(self._weights[name])
+            self._weights[name].copy_(kept)
