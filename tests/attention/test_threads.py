@@ -40,7 +40,7 @@ def test_results_come_in_order_from_threads_that_run_alone() -> None:
 
 @pytest.mark.parametrize("is_inference", [False, True])
 def test_the_settings_of_the_caller_hold(is_inference: bool) -> None:
-    with torch.no_grad(), torch.inference_mode(is_inference):
+    with torch.inference_mode(is_inference), torch.no_grad():
         settings = map_in_threads(
             lambda _: (torch.is_grad_enabled(), torch.is_inference_mode_enabled()), [0, 1], CPU
         )
