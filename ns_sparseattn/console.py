@@ -154,9 +154,11 @@ def _print_summary(result: ProcessResult, parser: tuple[str, ...], *, shows_next
     ]
     if result.attention:
         densities = [layer.density for layer in result.attention]
+        masses = [layer.kept_mass.mean for layer in result.attention if layer.kept_mass]
+        kept = f", mean kept mass {sum(masses) / len(masses):.3f}" if masses else ""
         lines.append(
             f"Global attention: {result.attention[0].policy}, mean density "
-            f"{sum(densities) / len(densities):.2f} over {len(densities)} layers."
+            f"{sum(densities) / len(densities):.2f}{kept} over {len(densities)} layers."
         )
     lines += [f"Note: {note}" for note in result.notes]
     if shows_next:

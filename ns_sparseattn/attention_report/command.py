@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+import tyro
 from rich.console import Console
 
 from .. import __version__, frames
@@ -26,7 +27,8 @@ from ..attention.patterns import BlockPattern
 from ..console import set_up_logging, stage_progress, user_errors
 from ..frames.discover import find_photos
 from ..models.compute import InferenceOptions
-from ..models.weights import load_vggt
+from ..models.loading import load_model
+from ..models.registry import ModelName, find_model
 from ..options import FrameOptions, check_range
 from ..pipeline import UNVERIFIED_NOTE, AttentionOptions, WeightsOptions
 from ..stages import Progress, StageRecorder
@@ -40,6 +42,8 @@ Item = TypeVar("Item")
 class AttentionReport:
     """Run a model on photos and report what its global attention keeps, by layer and head."""
 
+    model: tyro.conf.Positional[ModelName] = "vggt"
+    """The model that looks at the photos."""
     data: Path
     """Folder of photos (sub-folders included), or one photo."""
     output_dir: Path
@@ -110,12 +114,16 @@ class AttentionReport:
                 progress=done,
             )
         with recorder.stage("load weights", 1) as done:
-            model, weights = load_vggt(
-                self.weights.weights, commercial=self.weights.commercial, device=device
+            model, weights = load_model(
+                find_model(self.model),
+                self.weights.weights,
+                commercial=self.weights.commercial,
+                device=device,
             )
             done(1)
-        plan = self.attention.plan().fitted_to(model.config.depth)
-        map_layer = self._choose_map_layer(plan, model.config.depth)
+        num_layers = model.config.num_global_layers
+        plan = self.attention.plan(self.model).fitted_to(num_layers)
+        map_layer = self._choose_map_layer(plan, num_layers)
         with record_kept_mass(
             num_queries=self.num_queries,
             seed=self.seed,
@@ -131,7 +139,7 @@ class AttentionReport:
         width, height = photos.network_size
         facts = {
             "version": __version__,
-            "model": "vggt",
+            "model": self.model,
             "weights": weights,
             "notes": [] if weights.verified else [UNVERIFIED_NOTE],
             "photos": list(photos.names),

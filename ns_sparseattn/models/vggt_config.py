@@ -78,6 +78,11 @@ class VGGTConfig:
         )
 
     @property
+    def num_global_layers(self) -> int:
+        """Blocks whose attention a plan decides on."""
+        return self.depth
+
+    @property
     def num_special(self) -> int:
         """Special tokens of a frame: one camera token and the registers."""
         return 1 + self.num_registers

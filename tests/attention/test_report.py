@@ -8,6 +8,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ns_sparseattn import cli
+from ns_sparseattn import cli, console
 from ns_sparseattn.attention import (
     AttentionPlan,
     AttentionRun,
@@ -36,7 +37,9 @@ from ns_sparseattn.attention_report import (
 )
 from ns_sparseattn.attention_report import folder as report_folder
 from ns_sparseattn.attention_report.block_picture import draw_block_map
-from ns_sparseattn.pipeline import AttentionOptions, WeightsOptions
+from ns_sparseattn.models import MODELS, ModelName
+from ns_sparseattn.options import FrameOptions
+from ns_sparseattn.pipeline import AttentionOptions, ProcessOptions, WeightsOptions
 from ns_sparseattn.testing.photos import draw_view, write_photo
 from ns_sparseattn.testing.recipe import make_qkv
 
@@ -243,6 +246,17 @@ def test_a_run_on_photos_reports_all_layers(photos: Path, tmp_path: Path) -> Non
     assert f"block-maps-layer-{middle:02d}.png" in files
 
 
+@pytest.mark.parametrize("model", [name for name in MODELS if name != "vggt"])
+def test_every_model_can_be_reported_on(photos: Path, tmp_path: Path, model: ModelName) -> None:
+    options = AttentionOptions(attention="balanced")
+    _options(photos, tmp_path / "report", model=model, attention=options, max_frames=2).run()
+    content = _content(tmp_path / "report")
+    assert content["model"] == model
+    policies = [layer["policy"] for layer in content["layers"]]
+    assert any(policy.startswith("block-sparse") for policy in policies)
+    assert len([name for name in content["pictures"] if name.startswith("block-maps")]) == 1
+
+
 def test_some_photos_spread_over_the_folder_may_do(photos: Path, tmp_path: Path) -> None:
     _options(photos, tmp_path / "report", attention=HALF, max_frames=2, map_layer=0).run()
     content = _content(tmp_path / "report")
@@ -348,3 +362,32 @@ def test_the_command_shows_errors_as_sentences(
     assert "There is no file or folder /nowhere." in err
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_measured", [False, True], ids=["not-measured", "measured"])
+def test_scenes_show_kept_mass_if_it_was_measured(
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    is_measured: bool,
+) -> None:
+    # Would outlast this test.
+    monkeypatch.setattr(console, "set_up_logging", lambda **_: None)
+    options = ProcessOptions(
+        data=photos,
+        output_dir=tmp_path / "scene",
+        weights=WeightsOptions(weights="seeded-small", device="cpu"),
+        attention=HALF,
+        frames=FrameOptions(long_side=112),
+    )
+    with record_kept_mass(num_queries=16) if is_measured else nullcontext():
+        result = console.show_process(options, verbose=False)
+    manifest = json.loads((result.folder.root / "manifest.json").read_text(encoding="utf-8"))
+    for layer, stats in zip(manifest["attention"], result.attention, strict=True):
+        if is_measured:
+            assert stats.kept_mass is not None
+            assert layer["kept_mass"]["mean"] == stats.kept_mass.mean
+        else:
+            assert layer["kept_mass"] is None
+    assert ("mean kept mass 0." in capsys.readouterr().out) == is_measured
