@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import stat
 import subprocess
 import sys
@@ -32,6 +33,8 @@ needs_kernel = pytest.mark.skipif(
     reason=f"The native backend is {native_build.describe()}",
 )
 
+HAS_COMPILER = any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+
 # (batch, heads, queries, keys, head size, block_q, block_k)
 RAGGED = (2, 3, 517, 391, 64, 128, 64)
 SHAPES = [
@@ -49,6 +52,8 @@ def library(request: pytest.FixtureRequest) -> ctypes.CDLL:
     instructions: InstructionSet = request.param
     if not instructions.features <= native_build.cpu_features():
         pytest.skip(f"This CPU lacks {instructions.name}.")
+    if not HAS_COMPILER and not native_build.library_path(instructions).exists():
+        pytest.skip("There is no C++ compiler.")
     return ctypes.CDLL(str(native_build.build(instructions)))
 
 
@@ -345,6 +350,25 @@ def test_it_is_announced_once_and_built_once(
     assert (tmp_path / "runs").read_text(encoding="utf-8") == "run\n"
     assert len([r for r in caplog.records if "Compiling" in r.message]) == 1
     assert native_build.describe() == f"built, for {INSTRUCTIONS.name}"
+
+
+@needs_kernel
+@pytest.mark.skipif(shutil.which("c++") is None, reason="There is no c++.")
+def test_a_compiler_older_than_the_cpu_builds_for_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    script = 'case "$*" in *avx512*) echo unknown option; exit 1;; esac; exec c++ "$@"'
+    monkeypatch.setenv("CXX", str(_compiler(tmp_path / "compiler", script)))
+    features = INSTRUCTION_SETS[0].features | INSTRUCTIONS.features
+    monkeypatch.setattr(native_build, "cpu_features", lambda: features)
+    native_build._load_once.cache_clear()
+    try:
+        native_build.load()
+    finally:
+        native_build._load_once.cache_clear()
+    assert native_build.describe() == f"built, for {INSTRUCTIONS.name}"
+    assert f"uses {INSTRUCTIONS.name} only: its kernel could not be built" in caplog.text
 
 
 def test_a_cpu_without_the_instructions_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

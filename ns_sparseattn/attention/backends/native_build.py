@@ -79,14 +79,17 @@ def load() -> ctypes.CDLL:
 
 def describe() -> str:
     """Say in a few words whether the kernel is there or could be; builds nothing."""
-    try:
-        instructions = _of_this_cpu()
+    candidates = _of_this_cpu()
+    if not candidates:
+        return f"not available: {_NO_INSTRUCTIONS}"
+    for instructions in candidates:
         if library_path(instructions).exists():
             return f"built, for {instructions.name}"
+    try:
         compiler = _compiler()
     except UnavailableError as error:
         return f"not available: {error}"
-    return f"will be built on first use by {compiler[0]}, for {instructions.name}"
+    return f"will be built on first use by {compiler[0]}, for {candidates[0].name}"
 
 
 def build(instructions: InstructionSet) -> Path:
@@ -128,22 +131,32 @@ _LOCK = threading.Lock()
 @cache
 def _load_once() -> ctypes.CDLL | str:
     """Return the kernel, or a sentence that says why it cannot be had."""
-    try:
-        path = build(_of_this_cpu())
-        return ctypes.CDLL(str(path))
-    except UnavailableError as error:
-        return str(error)
-    except OSError as error:
-        return f"its kernel cannot be loaded ({error}); delete it to have it built anew."
+    failure = None
+    for instructions in _of_this_cpu():
+        try:
+            path = build(instructions)
+            library = ctypes.CDLL(str(path))
+        except UnavailableError as error:
+            failure = failure or str(error)
+        except OSError as error:
+            failure = failure or (
+                f"its kernel cannot be loaded ({error}); delete it to have it built anew."
+            )
+        else:
+            if failure is not None:
+                # Such as a compiler that is older than the CPU.
+                _logger.warning("Attention uses %s only: %s", instructions.name, failure)
+            return library
+    return failure or _NO_INSTRUCTIONS
 
 
-def _of_this_cpu() -> InstructionSet:
-    """Return the best instruction set that this CPU has."""
+_NO_INSTRUCTIONS = "it needs an x86 CPU with AVX2 and FMA, and Linux to tell."
+
+
+def _of_this_cpu() -> list[InstructionSet]:
+    """Return the instruction sets that this CPU has, the best first."""
     features = cpu_features()
-    for instructions in INSTRUCTION_SETS:
-        if instructions.features <= features:
-            return instructions
-    raise UnavailableError("it needs an x86 CPU with AVX2 and FMA, and Linux to tell.")
+    return [x for x in INSTRUCTION_SETS if x.features <= features]
 
 
 def cpu_features() -> frozenset[str]:

@@ -450,7 +450,7 @@ void run(const Call& call) {
       std::clamp<int64_t>(call.scratch_bytes / bytes_per_head, 1, num_heads);
 
   std::vector<std::unique_ptr<Worker<Element, Product>>> workers;
-  for (int64_t i = 0; i < call.num_threads; ++i) {
+  for (int64_t i = 0; i < std::min(call.num_threads, heads_at_once * chunks_per_head); ++i) {
     workers.push_back(std::make_unique<Worker<Element, Product>>(call));
   }
   const Tiles<Product> tiles(heads_at_once * tiles_per_head, rows, call.head_size);
