@@ -90,3 +90,29 @@ def forward_config(
     if dtype == torch.float32:
         return FORWARD_FLOAT32[head_size]
     return FORWARD.get(capability, _CONSUMER)[head_size]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    """How the selection kernels are compiled."""
+
+    tile_rows: int
+    """Query blocks of a program."""
+    tile_columns: int
+    """Key blocks of a step."""
+    num_warps: int
+    num_stages: int
+
+
+MANY_ROWS = 1 << 14
+"""Rows from which programs take many: there are then enough programs for every GPU, and the keys
+are read less often. An estimate, not timed."""
+SELECTION_FEW_ROWS = SelectionConfig(tile_rows=16, tile_columns=64, num_warps=4, num_stages=2)
+SELECTION_MANY_ROWS = SelectionConfig(tile_rows=64, tile_columns=32, num_warps=4, num_stages=2)
+"""For head sizes up to 64; above, 64 rows spill."""
+
+
+def selection_config(head_size: int, num_rows: int) -> SelectionConfig:
+    """Return how to compile the selection for so many query blocks of all heads together."""
+    has_many = num_rows >= MANY_ROWS and head_size <= 64
+    return SELECTION_MANY_ROWS if has_many else SELECTION_FEW_ROWS

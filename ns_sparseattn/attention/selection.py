@@ -6,8 +6,9 @@ Source: Block-Sparse Global Attention for Efficient Multi-View Geometry Transfor
 a block. Special tokens lie in blocks of their own, which no selection can drop (see
 `ns_sparseattn.attention.layout`). A ragged block is weighed by the number of its keys.
 
-Neither the scores of all blocks nor a sorted copy is ever in memory: scores are made in chunks, and
-what stays is the list of the blocks kept.
+Neither the scores of all blocks nor a sorted copy is ever in memory: scores are made in chunks (on
+CUDA devices tile by tile, in `ns_sparseattn.kernels.selection`), and what stays is the list of the
+blocks kept.
 
 Axes: ``B`` batch, ``H`` heads, ``N`` tokens, ``D`` head size, ``R`` query blocks, ``C`` key blocks.
 """
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import check_tensor
+from .backends.triton import what_is_missing
 from .block_map import BlockMap
 from .limits import KeptLimits, Shares
 from .pooling import block_means
@@ -95,7 +97,8 @@ def select_blocks(
         q_means, _ = block_means(q, num_q_blocks, block_q, None)
         k_means, k_counts = block_means(k, num_k_blocks, block_k, key_mask)
         _check_finite(q_means, k_means)
-        row_counts, columns = _select(
+        select = _select_in_kernels if _has_kernels(q_means) else _select
+        row_counts, columns = select(
             q_means[:, :, :num_rows],
             k_means[:, :, :num_columns],
             k_counts[:, :num_columns],
@@ -114,6 +117,29 @@ def select_blocks(
         columns=columns,
         num_full_q_blocks=num_full_q_blocks,
         num_sink_k_blocks=num_sink_k_blocks,
+    )
+
+
+def _has_kernels(means: Tensor) -> bool:
+    """Return whether the Triton kernels can select from such means here."""
+    if what_is_missing() is not None:
+        return False
+    from ..kernels import selection as kernels
+
+    return kernels.why_not(means) is None
+
+
+def _select_in_kernels(
+    q_means: Tensor,  # [B, H, R, D]
+    k_means: Tensor,  # [B, H, C, D]
+    k_counts: Tensor,  # [B, C]
+    limits: KeptLimits,
+) -> tuple[Tensor, Tensor]:
+    """As `_select`, in Triton kernels."""
+    from ..kernels.selection import select_columns
+
+    return select_columns(
+        q_means, k_means, k_counts, mass=limits.mass, least=limits.least, most=limits.most
     )
 
 
