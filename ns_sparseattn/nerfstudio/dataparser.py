@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dataparser ``sparse-vggt-data``: ``ns-train METHOD sparse-vggt-data --data ./imgs``.
+"""The dataparsers ``sparse-MODEL-data``: ``ns-train METHOD sparse-vggt-data --data ./imgs``.
 
 On first use it runs the pipeline and keeps the scene in a cache named after the photos' content and
 the options; from then on it behaves as nerfstudio's ``colmap`` dataparser does on that scene.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Optional, Type  # noqa: UP035 - tyro reads these on 3.10.
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Optional, Type  # noqa: UP035 - tyro reads these on 3.10.
 
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataparserOutputs
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParser, ColmapDataParserConfig
@@ -22,10 +22,14 @@ from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 if TYPE_CHECKING:
     from ..pipeline import ProcessOptions
 
+_Model = Literal["vggt", "pi3", "pi3x", "mapanything"]
+
 
 @dataclass
 class SparseVGGTDataParserConfig(ColmapDataParserConfig):
     """Photos without poses: VGGT with sparse attention finds cameras and points on first use."""
+
+    model: ClassVar[_Model] = "vggt"
 
     _target: Type = field(default_factory=lambda: SparseVGGTDataParser)  # noqa: UP006
     data: Path = Path()
@@ -35,8 +39,9 @@ class SparseVGGTDataParserConfig(ColmapDataParserConfig):
     cache_dir: Optional[Path] = None  # noqa: UP045
     """Where scenes are kept. By default .ns_sparseattn in the photos' folder, or the user's cache
     folder if that cannot be written."""
-    weights: str = "vggt-1b"
-    """A named set, a Hugging Face repository, a local file, or seeded / seeded-small."""
+    weights: Optional[str] = None  # noqa: UP045
+    """A named set, a Hugging Face repository, a local file, or seeded / seeded-small. None: the
+    model's published set."""
     commercial: bool = False
     """Refuse weights whose licence forbids or does not clearly allow commercial use."""
     device: str = "auto"
@@ -62,6 +67,27 @@ class SparseVGGTDataParserConfig(ColmapDataParserConfig):
     """Which photos share one camera."""
     max_points: int = 200_000
     """Points kept at most."""
+
+
+@dataclass
+class SparsePi3DataParserConfig(SparseVGGTDataParserConfig):
+    """Photos without poses: Pi3 with sparse attention finds cameras and points on first use."""
+
+    model: ClassVar[_Model] = "pi3"
+
+
+@dataclass
+class SparsePi3XDataParserConfig(SparseVGGTDataParserConfig):
+    """Photos without poses: Pi3X with sparse attention finds cameras and points on first use."""
+
+    model: ClassVar[_Model] = "pi3x"
+
+
+@dataclass
+class SparseMapAnythingDataParserConfig(SparseVGGTDataParserConfig):
+    """Photos without poses: MapAnything with sparse attention finds cameras and points."""
+
+    model: ClassVar[_Model] = "mapanything"
 
 
 @dataclass
@@ -109,6 +135,7 @@ def process_options(config: SparseVGGTDataParserConfig) -> ProcessOptions:
     from ..pipeline import AttentionOptions, ProcessOptions, WeightsOptions
 
     return ProcessOptions(
+        model=config.model,
         data=config.data,
         output_dir=Path(),
         eval_data=config.eval_data,
@@ -131,4 +158,19 @@ def process_options(config: SparseVGGTDataParserConfig) -> ProcessOptions:
 sparse_vggt_data = DataParserSpecification(
     config=SparseVGGTDataParserConfig(),
     description="Photos without poses: VGGT with sparse attention finds cameras and points.",
+)
+
+sparse_pi3_data = DataParserSpecification(
+    config=SparsePi3DataParserConfig(),
+    description="Photos without poses: Pi3 with sparse attention finds cameras and points.",
+)
+
+sparse_pi3x_data = DataParserSpecification(
+    config=SparsePi3XDataParserConfig(),
+    description="Photos without poses: Pi3X with sparse attention finds cameras and points.",
+)
+
+sparse_mapanything_data = DataParserSpecification(
+    config=SparseMapAnythingDataParserConfig(),
+    description="Photos without poses: MapAnything with sparse attention finds cameras and points.",
 )

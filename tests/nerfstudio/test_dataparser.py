@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.plugins.registry_dataparser import discover_dataparsers
 
-from ns_sparseattn.nerfstudio import scene_cache
+from ns_sparseattn.models import MODELS
+from ns_sparseattn.nerfstudio import dataparser, scene_cache
 from ns_sparseattn.nerfstudio.dataparser import SparseVGGTDataParserConfig, process_options
 from ns_sparseattn.nerfstudio.scene_cache import CACHE_FOLDER
 from ns_sparseattn.options import FrameOptions, SceneOptions
@@ -149,8 +151,11 @@ def test_every_own_option_reaches_the_pipeline(tmp_path: Path) -> None:
         "camera_mode": "single",
         "max_points": 17,
     }
-    inherited = set(ColmapDataParserConfig.__dataclass_fields__)
-    own = set(SparseVGGTDataParserConfig.__dataclass_fields__) - inherited
+    inherited, all_options = (
+        {field.name for field in dataclasses.fields(config_class)}
+        for config_class in (ColmapDataParserConfig, SparseVGGTDataParserConfig)
+    )
+    own = all_options - inherited
     assert own - {"cache_dir"} == set(settings)
     reached = repr(process_options(config(tmp_path, **settings)))
     default = SparseVGGTDataParserConfig()
@@ -179,6 +184,18 @@ def test_config_survives_the_file_that_nerfstudio_writes(tmp_path: Path) -> None
     assert after == before
     assert isinstance(after, SparseVGGTDataParserConfig)
     assert after.setup().config == before
+
+
+@pytest.mark.parametrize("model", list(MODELS))
+def test_each_model_has_a_parser_of_its_own(model: str, tmp_path: Path) -> None:
+    specification = getattr(dataparser, f"sparse_{model}_data")
+    found = dataclasses.replace(specification.config, data=tmp_path)
+    assert process_options(found).model == model
+    # The model is no option of the command line.
+    assert "model" not in {field.name for field in dataclasses.fields(found)}
+    after = yaml.load(yaml.dump(found), Loader=yaml.Loader)
+    assert after == found
+    assert process_options(after).model == model
 
 
 def test_nerfstudio_discovers_it() -> None:

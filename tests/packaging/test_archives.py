@@ -94,7 +94,8 @@ def test_entry_points(archives: Archives) -> None:
     assert {group: dict(parser[group]) for group in parser.sections()} == {
         "console_scripts": {"ns-sparseattn": "ns_sparseattn.cli:main"},
         "nerfstudio.dataparser_configs": {
-            "sparse-vggt-data": "ns_sparseattn.nerfstudio.dataparser:sparse_vggt_data"
+            f"sparse-{model}-data": f"ns_sparseattn.nerfstudio.dataparser:sparse_{model}_data"
+            for model in ("vggt", "pi3", "pi3x", "mapanything")
         },
     }
 
