@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 
 from .attention_report import AttentionReport
+from .auditing import AuditScene
 from .console import run_process, set_up_logging, stage_progress, user_errors
 from .doctor import Doctor
 from .export import write_undistorted
@@ -71,6 +72,7 @@ class _Arguments:
         Annotated[Process, tyro.conf.subcommand("process")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
+        | Annotated[AuditScene, tyro.conf.subcommand("audit")]
         | Annotated[Undistort, tyro.conf.subcommand("undistort")]
         | Annotated[AttentionReport, tyro.conf.subcommand("attention-report")]
         | Annotated[Doctor, tyro.conf.subcommand("doctor")]

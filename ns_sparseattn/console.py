@@ -28,6 +28,9 @@ from .pipeline import ProcessOptions, ProcessResult, process
 USER_ERRORS = (ReconstructionError, ValueError, OSError)
 """What a user of a command can cause: shown as a sentence, without a traceback."""
 
+EXIT_UNTRUSTED = 3
+"""Exit code of commands whose scene was written but cannot be trusted."""
+
 _MIN_IMAGES_FOR_DEFAULT_SPLIT = 10
 """Of fewer, none is left to evaluate on: nerfstudio trains on 90 per cent, rounded up."""
 
@@ -102,15 +105,24 @@ def run_process(options: ProcessOptions, *, verbose: bool) -> ProcessResult:
         verbose: Show every log line, and tracebacks of errors.
 
     Raises:
-        SystemExit: If it fails; the error has been shown.
+        SystemExit: If it fails, with code 1, or if matches do not confirm the scene, with code 3;
+            the reason has been shown.
     """
     with user_errors(verbose=verbose):
         try:
-            return show_process(options, verbose=verbose)
+            result = show_process(options, verbose=verbose)
         except BrokenPhotoError as error:
             if not options.data.is_dir():
                 raise
             raise ValueError(f"{error}\nAdd --skip-broken to leave such files out.") from error
+    if not result.is_trusted and not options.refine.accept_untrusted:
+        _console.print(
+            "[bold red]The scene cannot be trusted[/]; the notes say why. "
+            "--accept-untrusted makes this a warning.",
+            highlight=False,
+        )
+        raise SystemExit(EXIT_UNTRUSTED)
+    return result
 
 
 def show_process(

@@ -7,6 +7,8 @@ Everything that the command line, the nerfstudio command and the dataparser do i
 from __future__ import annotations
 
 import platform
+import shutil
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -23,6 +25,7 @@ from .models.registry import ModelName, find_model
 from .models.weight_set import WeightsInfo
 from .options import ExportOptions, FrameOptions, SceneOptions
 from .prediction import Prediction, StageRecord
+from .refine import RefineOptions, refine_prediction
 from .stages import Progress, StageRecorder
 
 UNVERIFIED_NOTE = (
@@ -129,6 +132,7 @@ class ProcessOptions:
     inference: InferenceOptions = field(default_factory=InferenceOptions)
     frames: FrameOptions = field(default_factory=FrameOptions)
     scene: SceneOptions = field(default_factory=SceneOptions)
+    refine: RefineOptions = field(default_factory=lambda: RefineOptions(refine="none"))
     export: ExportOptions = field(default_factory=ExportOptions)
 
 
@@ -143,6 +147,8 @@ class ProcessResult:
     attention: tuple[LayerStats, ...]
     notes: tuple[str, ...]
     """Sentences that the user should read."""
+    is_trusted: bool
+    """Whether matches between the photos confirm the scene; true as well if nobody looked."""
 
 
 def process(options: ProcessOptions, *, progress: Progress | None = None) -> ProcessResult:
@@ -160,6 +166,12 @@ def process(options: ProcessOptions, *, progress: Progress | None = None) -> Pro
             what to do.
         ReconstructionError: If a stage cannot go on.
     """
+    with tempfile.TemporaryDirectory() as scratch:
+        return _process(options, Path(scratch), progress)
+
+
+def _process(options: ProcessOptions, scratch: Path, progress: Progress | None) -> ProcessResult:
+    """Do the work of `process`, with a folder for what need not outlive it."""
     device = options.weights.resolve_device()
     for source in filter(None, (options.data, options.eval_data)):
         export.check_output(options.output_dir, source, options.export)
@@ -183,9 +195,17 @@ def process(options: ProcessOptions, *, progress: Progress | None = None) -> Pro
         progress=progress,
     )
     del model  # Building the scene may need the memory.
-    with after.stage("build scene"):
-        built = scene.build_scene(prediction, photos, options.scene, progress=progress)
-        built, levelling = scene.level_world(built, options.scene)
+    database = scratch / "database.db" if options.refine.keep_database else None
+    with after.stage("build scene" if options.refine.refine == "none" else "refine and build"):
+        refined = refine_prediction(
+            prediction,
+            photos,
+            options.scene,
+            options.refine,
+            database_path=database,
+            progress=progress,
+        )
+        built, levelling = scene.level_world(refined.scene, options.scene)
     notes = (
         *(() if weights.verified else (UNVERIFIED_NOTE,)),
         *_input_notes(photos),
@@ -205,10 +225,16 @@ def process(options: ProcessOptions, *, progress: Progress | None = None) -> Pro
             photos,
             options.output_dir,
             options.export,
-            manifest={**_manifest(run, photos, built), "world": levelling},
+            manifest={
+                **_manifest(run, photos, built),
+                "world": levelling,
+                "refinement": refined.manifest(),
+            },
             config=vars(options),
             progress=report,
         )
+        if database is not None and database.is_file():
+            shutil.move(database, folder.root / "colmap" / database.name)
     return ProcessResult(
         folder=folder,
         scene=built,
@@ -216,6 +242,7 @@ def process(options: ProcessOptions, *, progress: Progress | None = None) -> Pro
         stages=(*before.records, *prediction.stages, *after.records),
         attention=prediction.attention,
         notes=notes,
+        is_trusted=refined.is_trusted,
     )
 
 

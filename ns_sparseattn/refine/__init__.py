@@ -7,6 +7,7 @@ from .audit import Audit, ImageVerdict, audit_scene, contradiction
 from .options import AuditOptions, MatchOptions, RefineMode, RefineOptions
 from .points import fill_points
 from .run import Refined, refine_scene
+from .stage import RefinedPrediction, refine_prediction
 
 __all__ = [
     "Audit",
@@ -16,8 +17,10 @@ __all__ = [
     "RefineMode",
     "RefineOptions",
     "Refined",
+    "RefinedPrediction",
     "audit_scene",
     "contradiction",
     "fill_points",
+    "refine_prediction",
     "refine_scene",
 ]

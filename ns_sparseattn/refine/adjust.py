@@ -154,7 +154,7 @@ def run_round(model: Model, settings: Round, options: RefineOptions) -> Step:
     backup = _save(model)
     is_usable = _adjust(model, seen, settings, options)
     after = model.median_error()
-    model.manager.filter_all_points3D(settings.max_error_px, options.min_triangulation_angle_deg)
+    model.manager.filter_all_points3D(settings.max_error_px, options.min_track_angle_deg)
     lost = [i for i in seen if model.num_observations(i) < minimum]
     is_kept = is_usable and after <= before and not lost
     if not is_kept:
@@ -183,7 +183,7 @@ def triangulate(model: Model, settings: Round, options: RefineOptions) -> None:
         triangulator.triangulate_image(thresholds, image_id)
     triangulator.complete_all_tracks(thresholds)
     triangulator.merge_all_tracks(thresholds)
-    manager.filter_all_points3D(settings.max_error_px, options.min_triangulation_angle_deg)
+    manager.filter_all_points3D(settings.max_error_px, options.min_track_angle_deg)
     manager.filter_observations_with_negative_depth()
 
 
@@ -194,7 +194,7 @@ def triangulation_options(settings: Round, options: RefineOptions) -> Any:
     thresholds.continue_max_angle_error = settings.max_angle_deg
     thresholds.merge_max_reproj_error = settings.max_error_px
     thresholds.complete_max_reproj_error = settings.max_error_px
-    thresholds.min_angle = options.min_triangulation_angle_deg
+    thresholds.min_angle = options.min_track_angle_deg
     # Guided matching leaves out many pairs, so that good tracks may be short.
     thresholds.ignore_two_view_tracks = False
     thresholds.random_seed = 0

@@ -164,7 +164,7 @@ class RefineOptions:
     30 while it knows no pose at all."""
     registration_error_px: float = 12.0
     """Largest reprojection error of these points, pixels. COLMAP's default."""
-    min_triangulation_angle_deg: float = 1.0
+    min_track_angle_deg: float = 1.0
     """Points seen under a smaller angle are dropped, degrees."""
     match: MatchOptions = field(default_factory=MatchOptions)
     audit: AuditOptions = field(default_factory=AuditOptions)
@@ -174,7 +174,7 @@ class RefineOptions:
         check_range("min_image_observations", self.min_image_observations, 4, 100_000)
         check_range("min_registration_inliers", self.min_registration_inliers, 6, 100_000)
         check_range("registration_error_px", self.registration_error_px, 0.1, 1_000.0)
-        check_range("min_triangulation_angle_deg", self.min_triangulation_angle_deg, 0.0, 90.0)
+        check_range("min_track_angle_deg", self.min_track_angle_deg, 0.0, 90.0)
 
     @property
     def rounds(self) -> tuple[Round, ...]:

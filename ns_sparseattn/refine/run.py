@@ -189,7 +189,7 @@ class _Run:
         if not before.is_rotation_only and before.pairs:
             if not is_useless:
                 attempts.append(self._attempt(scene, "prediction", before))
-            if not options.hold_poses and (is_useless or not attempts[0].audit.is_trusted):
+            if not options.hold_poses and (is_useless or not self._is_enough(attempts[0])):
                 attempts += self._attempts_mapped(may_contradict=is_useless)
         best = max(attempts, key=_rank, default=None)
         if best is None or not any(step.is_kept for step in best.steps):
@@ -252,6 +252,14 @@ class _Run:
         with self._clock.part("mappers"):
             return map_from_matches(self._path, self._scene, self._options)
 
+    def _is_enough(self, attempt: _Attempt) -> bool:
+        """Whether so many images are confirmed that pycolmap's mappers have little to add.
+
+        Unlike the verdict on the scene, this does not mind several components: no mapper joins what
+        shares nothing.
+        """
+        return attempt.audit.good_share >= self._options.audit.min_trusted_share
+
     def _attempts_mapped(self, *, may_contradict: bool) -> list[_Attempt]:
         """Adjust the mappers' models as if each were the prediction.
 
@@ -288,11 +296,12 @@ def _is_useless(audit: Audit) -> bool:
     return 2 * num_contradicted > len(audit.images) - num_unmatched
 
 
-def _rank(attempt: _Attempt) -> tuple[bool, int, float]:
-    """Order attempts: any adjustment, then confirmed images, then how well matches fit."""
+def _rank(attempt: _Attempt) -> tuple[bool, int, bool, float]:
+    """Order attempts: any adjustment, confirmed images, the prediction, how well matches fit."""
     return (
         any(step.is_kept for step in attempt.steps),
         len(attempt.audit.indices("good")),
+        attempt.source == "prediction",
         -attempt.audit.epipolar_error_px,
     )
 
@@ -302,8 +311,8 @@ def _notes(best: _Attempt, before: Audit) -> tuple[str, ...]:
     notes = []
     if best.source != "prediction":
         notes.append(
-            "Prediction and matches disagree about most photos: poses are those of pycolmap's "
-            f"{best.source} mapper."
+            "Matches confirm too few of the predicted poses: these are those of pycolmap's "
+            f"{best.source} mapper, from the same matches."
         )
     elif best.placed:
         names = [before.images[index].name for index in best.placed]

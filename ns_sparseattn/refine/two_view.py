@@ -20,6 +20,9 @@ from .options import AuditOptions
 _MAX_ITERATIONS = 20
 """Of the local search for a relative pose; it converges in fewer or is lost."""
 
+_MIN_RAYS = 8
+"""Matches with rays that a check needs; five define a relative pose."""
+
 _FOCAL_FACTORS = tuple(float(factor) for factor in np.geomspace(0.8, 1.25, 9))
 """Focal lengths tried for a pure rotation, as shares of the given one."""
 
@@ -90,6 +93,12 @@ def check_pair(pair: PairMatches, rays: SceneRays, options: AuditOptions) -> Pai
     xy_first, xy_second = pair.xy_first[chosen], pair.xy_second[chosen]
     first, second = rays.camera(pair.first), rays.camera(pair.second)
     on_first, on_second = first.cam_from_img(xy_first), second.cam_from_img(xy_second)
+    # A strong distortion, as of a model gone astray, has no ray for pixels far from the middle.
+    has_rays = np.isfinite(on_first).all(1) & np.isfinite(on_second).all(1)
+    if has_rays.sum() < _MIN_RAYS:
+        return _hopeless(pair)
+    xy_first, xy_second = xy_first[has_rays], xy_second[has_rays]
+    on_first, on_second = on_first[has_rays], on_second[has_rays]
     focal = (first.mean_focal_length() + second.mean_focal_length()) / 2.0
     rotation, translation = relative_pose(
         rays.cam_from_world[pair.first], rays.cam_from_world[pair.second]
@@ -105,7 +114,7 @@ def check_pair(pair: PairMatches, rays: SceneRays, options: AuditOptions) -> Pai
             xy_first,
             second,
             xy_second,
-            np.ones(len(chosen), dtype=bool),
+            np.ones(len(xy_first), dtype=bool),
             settings,
         )
     error_deg = 180.0
@@ -122,6 +131,18 @@ def check_pair(pair: PairMatches, rays: SceneRays, options: AuditOptions) -> Pai
         rotation_error_deg=float(error_deg),
         epipolar_error_px=float(np.median(before)),
         rotation_only_px=rotation_only_error(on_first, on_second, focal),
+    )
+
+
+def _hopeless(pair: PairMatches) -> PairCheck:
+    """Return the verdict on a pair whose cameras do not even have rays for its matches."""
+    return PairCheck(
+        first=pair.first,
+        second=pair.second,
+        num_matches=len(pair),
+        rotation_error_deg=180.0,
+        epipolar_error_px=float("inf"),
+        rotation_only_px=float("inf"),
     )
 
 

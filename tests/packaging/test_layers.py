@@ -29,7 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"testing"}),
     frozenset({"pipeline"}),
     frozenset({"console", "doctor"}),
-    frozenset({"attention_report", "judging"}),
+    frozenset({"attention_report", "auditing", "judging"}),
     frozenset({"cli"}),
     frozenset({"demo", "nerfstudio"}),
 )
