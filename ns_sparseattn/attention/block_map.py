@@ -12,8 +12,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..errors import check_tensor
+
+_ENTRIES_AT_ONCE = 1 << 24
+"""List entries looked at together when pairs are counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,47 +184,56 @@ class BlockMap:
                     f"got {low} to {high}."
                 )
 
-    def density(self, num_q: int, num_k: int, key_mask: Tensor | None = None) -> float:
+    def density(
+        self,
+        num_q: int,
+        num_k: int,
+        key_mask: Tensor | None = None,  # [B, Nk] bool
+        query_mask: Tensor | None = None,  # [B, Nq] bool
+    ) -> float:
         """Return the share of (query, key) token pairs that the map computes.
 
         Args:
             num_q: Query tokens.
             num_k: Key tokens.
-            key_mask: ``[B, Nk]`` booleans, true where a key exists. Keys that do not exist count in
-                neither numerator nor denominator; with padding shared by queries and keys, pass
-                the padded counts.
+            key_mask: True where a key exists. Keys that do not exist count in neither numerator nor
+                denominator.
+            query_mask: True where a query exists, likewise.
 
         Returns:
             A number in [0, 1]; 1 if there is no pair at all.
         """
-        device = self.columns.device
-        q_sizes = _block_sizes(num_q, self.block_q, device)  # [NQ]
-        if key_mask is None:
-            k_sizes = _block_sizes(num_k, self.block_k, device).expand(
-                self.num_batch, -1
-            )  # [B, NK]
-        else:
-            padded = torch.nn.functional.pad(
-                key_mask, (0, self.num_k_blocks * self.block_k - num_k)
-            )
-            k_sizes = padded.reshape(self.num_batch, self.num_k_blocks, self.block_k).sum(-1)
+        q_sizes = self._block_sizes(num_q, self.block_q, self.num_q_blocks, query_mask)  # [B, NQ]
+        k_sizes = self._block_sizes(num_k, self.block_k, self.num_k_blocks, key_mask)  # [B, NK]
+        listed_q = q_sizes[:, : self.num_listed_q_blocks].sum(-1)  # [B]
+        all_q, all_k = q_sizes.sum(-1), k_sizes.sum(-1)
+        sink_k = k_sizes[:, self.num_listed_k_blocks :].sum(-1)
+        pairs = (listed_q * sink_k + (all_q - listed_q) * all_k).sum() * self.num_heads
+        pairs = pairs + self._listed_pairs(q_sizes, k_sizes)
+        total = (all_q * all_k).sum() * self.num_heads
+        return float(pairs / total) if bool(total) else 1.0
+
+    def _listed_pairs(self, q_sizes: Tensor, k_sizes: Tensor) -> Tensor:
+        """Sum the token pairs of all lists, in pieces: lists may fill much of the memory."""
+        pairs = torch.zeros((), dtype=torch.float64, device=self.columns.device)
         rows_of_batch = self.num_heads * self.num_listed_q_blocks
-        row_ids = torch.repeat_interleave(
-            torch.arange(self.num_batch * rows_of_batch, device=device), self.row_offsets.diff()
-        )
-        batch_ids = row_ids // max(rows_of_batch, 1)
-        block_ids = row_ids % max(self.num_listed_q_blocks, 1)
-        listed_pairs = float((q_sizes[block_ids] * k_sizes[batch_ids, self.columns.long()]).sum())
-        listed_q = float(q_sizes[: self.num_listed_q_blocks].sum())
-        sink_k = k_sizes[:, self.num_listed_k_blocks :].sum(-1)  # [B]
-        all_k = k_sizes.sum(-1)  # [B]
-        sink_pairs = self.num_heads * listed_q * float(sink_k.sum())
-        full_pairs = self.num_heads * (num_q - listed_q) * float(all_k.sum())
-        total = self.num_heads * num_q * float(all_k.sum())
-        return (listed_pairs + sink_pairs + full_pairs) / total if total else 1.0
+        for start in range(0, self.columns.numel(), _ENTRIES_AT_ONCE):
+            columns = self.columns[start : start + _ENTRIES_AT_ONCE].long()
+            places = torch.arange(start, start + len(columns), device=columns.device)
+            rows = torch.searchsorted(self.row_offsets, places, right=True) - 1
+            batch = rows // rows_of_batch
+            pairs += (
+                q_sizes[batch, rows % self.num_listed_q_blocks] * k_sizes[batch, columns]
+            ).sum()
+        return pairs
 
-
-def _block_sizes(num_tokens: int, block: int, device: torch.device) -> Tensor:
-    """Return the tokens of each block, ``[ceil(num_tokens / block)]``; the last may be ragged."""
-    starts = torch.arange(0, num_tokens, block, device=device)
-    return (num_tokens - starts).clamp(max=block)
+    def _block_sizes(
+        self, num_tokens: int, block: int, num_blocks: int, mask: Tensor | None
+    ) -> Tensor:
+        """Return the number of existing tokens of each block, ``[B, num_blocks]`` float64."""
+        if mask is None:
+            device = self.columns.device
+            mask = torch.ones(1, num_tokens, dtype=torch.bool, device=device)
+        padded = F.pad(mask, (0, num_blocks * block - num_tokens))
+        sizes = padded.reshape(len(mask), num_blocks, block).sum(-1)
+        return sizes.to(torch.float64).expand(self.num_batch, -1)

@@ -174,7 +174,7 @@ class AttentionRun:
             num_sink_k_blocks=order.num_sink_k_blocks,
             key_mask=key_mask,
         )
-        density = block_map.density(q_blocks.shape[2], k_blocks.shape[2], key_mask)
+        density = block_map.density(q_blocks.shape[2], k_blocks.shape[2], key_mask, key_mask)
         timer.selected()
         if max_density is not None and density > max_density:
             return _Attended(dense_attention(q, k, v), 1.0, "sdpa")

@@ -21,16 +21,28 @@ def test_counts_are_per_batch_head_and_query_block() -> None:
     assert torch.equal(BlockMap.from_mask(mask).counts, mask.sum(-1))
 
 
-@pytest.mark.parametrize("with_key_mask", [False, True])
-def test_density_counts_token_pairs(with_key_mask: bool) -> None:
-    mask = torch.rand(2, 2, 5, 9) < 0.4
+@pytest.mark.parametrize("has_key_mask", [False, True])
+@pytest.mark.parametrize("has_query_mask", [False, True])
+def test_density_counts_token_pairs(
+    has_key_mask: bool, has_query_mask: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Lists are counted in pieces; this many cut through rows.
+    monkeypatch.setattr("ns_sparseattn.attention.block_map._ENTRIES_AT_ONCE", 7)
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(2, 2, 5, 9, generator=generator) < 0.4
     block_map = BlockMap.from_mask(mask, num_full_q_blocks=1, num_sink_k_blocks=2)
-    key_mask = torch.rand(2, 517) < 0.6 if with_key_mask else None
     pairs = block_map.to_mask().repeat_interleave(128, 2).repeat_interleave(64, 3)[:, :, :517, :517]
-    exists = torch.ones(2, 517, dtype=torch.bool) if key_mask is None else key_mask
-    total = exists[:, None, None].expand(2, 2, 517, 517).sum()
-    want = int((pairs & exists[:, None, None]).sum()) / int(total)
-    assert block_map.density(517, 517, key_mask) == pytest.approx(want, abs=1e-9)
+    exists = torch.ones_like(pairs)
+    masks = [torch.rand(2, 517, generator=generator) < 0.6 for _ in range(2)]
+    if has_key_mask:
+        exists &= masks[0][:, None, None]
+    if has_query_mask:
+        exists &= masks[1][:, None, :, None]
+    want = int((pairs & exists).sum()) / int(exists.sum())
+    density = block_map.density(
+        517, 517, masks[0] if has_key_mask else None, masks[1] if has_query_mask else None
+    )
+    assert density == pytest.approx(want, abs=1e-9)
 
 
 def test_lists_of_another_length_are_refused() -> None:
