@@ -166,7 +166,8 @@ class Pi3X(Pi3Base):
         Args:
             images: RGB, uint8 or float in [0, 1], ``[F, 3, H, W]``.
             priors: What is known about each frame, ``None`` for frames without. The network uses it
-                as advice: the result has a world and a scale of its own.
+                as advice, and never sees its scale, because depth and distances are divided by
+                their means: the result has a world and a scale of its own.
             plan: Attention of the global layers; dense if not given.
             camera_ids: One number per frame; frames of one number share their intrinsics. Each
                 frame has its own if not given.
