@@ -38,8 +38,6 @@ class TrainingConfig:
     """Largest norm of the gradient."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Autocast of everything but the camera head."""
-    has_compile: bool = False
-    """Whether blocks are compiled; CUDA only."""
     seed: int = 0
     """Of weights, scenes and choices."""
     evaluate_minutes: float = 10.0
@@ -56,7 +54,10 @@ class TrainingConfig:
 
     @property
     def early_layer(self) -> int:
-        """Layer whose tokens are asked for correspondences: early, so that others build on it."""
+        """Layer whose tokens are asked for correspondences: early, so that others build on it.
+
+        One head of the global block after it is asked to look there.
+        """
         return (self.model.depth - 1) // 3
 
     def __post_init__(self) -> None:
@@ -138,17 +139,17 @@ _SMOKE = TrainingConfig(
 )
 
 _TRIAL = TrainingConfig(
-    model=_tiny(depth=3, encoder_depth=1, image_size=48, dim=128, patch_size=8, features=16),
-    budget=Budget(steps=1000),
+    model=_tiny(depth=3, encoder_depth=1, image_size=84, dim=128, features=16),
+    budget=Budget(steps=1200),
     frames_per_step=48,
     dense_frames=1,
-    evaluate_minutes=1.5,
+    evaluate_minutes=3.0,
     generator=GeneratorConfig(num_views=8),
-    pool=PoolConfig(slots=2, scenes=32, reuse=4.0, sizes=((48, 48), (40, 48), (48, 40))),
+    pool=PoolConfig(slots=2, scenes=32, reuse=4.0, sizes=((84, 84), (70, 84), (84, 70))),
     schedule=Schedule(
         learning_rate=1.5e-3, first_frames=(2, 3), last_frames=(2, 4), ema_half_life=30.0
     ),
-    held_out=HeldOutConfig(num_scenes=48, num_frames=4, sizes=((40, 48),)),
+    held_out=HeldOutConfig(num_scenes=48, num_frames=4, sizes=((70, 84),)),
 )
 
 _CPU = TrainingConfig(
@@ -165,17 +166,16 @@ _GPU = TrainingConfig(
     dense_frames=2,
     evaluate_minutes=4.0,
     checkpoint="compact",
-    has_compile=True,
     generator=GeneratorConfig(
         num_views=24,
         num_textures=504,
         texture_size=256,
-        options=RenderOptions(supersample=2, has_shadows=True, views_per_chunk=192),
+        options=RenderOptions(has_shadows=True, views_per_chunk=192),
     ),
     pool=PoolConfig(
         slots=4,
         scenes=96,
-        reuse=1.0,
+        reuse=3.0,
         sizes=((224, 224), (168, 224), (224, 168), (154, 224), (224, 126)),
     ),
     schedule=Schedule(learning_rate=1.0e-3, last_frames=(2, 24), ema_half_life=300.0),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ns_sparseattn.evaluate.pairs import auc, pair_errors
+from ns_sparseattn.geometry import camera_centers
 from ns_sparseattn.models import VGGT, InferenceOptions
 from training.draws import Draws
 from training.generator import Generator, GeneratorConfig
@@ -101,22 +101,59 @@ def score(model: VGGT, batches: list[Views], *, scenes_at_once: int = 8) -> Scor
             poses, truth = output.cam_from_world.cpu(), make_targets(views)
             identity = torch.eye(3, 4).expand(poses.shape[1], 3, 4)
             for scene, reference in enumerate(truth.cam_from_world.cpu()):
-                errors = pair_errors(_rigid(poses[scene]), reference)
-                rotation.append(errors.rotation_deg)
-                direction.append(errors.direction_deg[~errors.direction_deg.isnan()])
-                constant.append(pair_errors(identity, reference).rotation_deg)
+                angles, directions = pair_angles(_rigid(poses[scene]), reference)
+                rotation.append(angles)
+                direction.append(directions)
+                constant.append(pair_angles(identity, reference)[0])
             depth += _depth_errors(output.depth, truth.depth, truth.valid)
     angles, directions = torch.cat(rotation), torch.cat(direction)
     return Score(
         num_pairs=len(angles),
-        rotation_auc_5=auc(angles, 5),
-        rotation_auc_30=auc(angles, 30),
-        direction_auc_30=auc(directions, 30),
+        rotation_auc_5=area(angles, 5),
+        rotation_auc_30=area(angles, 30),
+        direction_auc_30=area(directions, 30),
         rotation_median_deg=float(angles.median()),
         direction_median_deg=float(directions.median()),
         depth_error=float(torch.tensor(depth).median()),
-        constant_rotation_auc_30=auc(torch.cat(constant), 30),
+        constant_rotation_auc_30=area(torch.cat(constant), 30),
     )
+
+
+def pair_angles(estimate: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Compare the relative poses of all pairs of views.
+
+    As `ns_sparseattn.evaluate.pairs` defines it, which needs packages that a machine for training
+    may lack; a test holds the two together.
+
+    Args:
+        estimate: ``cam_from_world``, ``[F, 3, 4]``.
+        truth: The same.
+
+    Returns:
+        Errors of rotations and of directions of translations in degrees, ``[F (F - 1) / 2]`` each.
+    """
+    first, second = torch.triu_indices(len(truth), len(truth), offset=1)
+    rotations, directions = [], []
+    for poses in (estimate.double(), truth.double()):
+        turn = poses[:, :, :3]
+        centers = camera_centers(poses)
+        rotations.append(turn[second] @ turn[first].mT)
+        offset = (centers[first] - centers[second]).unsqueeze(-1)
+        directions.append((turn[second] @ offset).squeeze(-1))
+    half_sine = torch.linalg.matrix_norm(rotations[0] - rotations[1]) / math.sqrt(8.0)
+    angle = torch.rad2deg(2.0 * half_sine.clamp(max=1.0).asin())
+    sine = torch.linalg.cross(*directions).norm(dim=-1)
+    direction = torch.rad2deg(torch.atan2(sine, (directions[0] * directions[1]).sum(-1)))
+    # A camera on top of another one has no direction where the truth has one.
+    return angle, torch.where(directions[0].norm(dim=-1) > 0, direction, 180.0)
+
+
+def area(errors_deg: Tensor, limit_deg: float) -> float:
+    """Return the area under the share of errors below ``t``, ``t`` from 0 to a limit; 0 to 1."""
+    below = errors_deg[errors_deg < limit_deg].sort().values
+    share = torch.arange(len(below) + 1, dtype=torch.float64) / len(errors_deg)
+    ends = torch.cat([below.new_zeros(1), below, below.new_tensor([limit_deg])])
+    return float(torch.trapezoid(torch.cat([share, share[-1:]]), ends)) / limit_deg
 
 
 def _rigid(poses: Tensor) -> Tensor:

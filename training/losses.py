@@ -3,9 +3,13 @@
 
 Camera: a robust distance of the nine numbers, over the iterations of the head, the last counting
 most. Depth and points: distances weighted by a learned confidence, the same for their gradients,
-and a price for low confidence. The paper also trains tracks, with a head that does not ship; here,
-patch tokens of an early layer are asked which patch of another frame sees the same place, and those
-of the last where the first frame sees it. Poses alone teach correspondence much later.
+and a price for low confidence.
+
+The paper also trains tracks, with a head that does not ship. A short run from nothing needs more of
+that kind, for poses alone teach correspondence much later: patch tokens of an early layer are asked
+which patch of another frame sees the same place; one head of the next global layer must look there
+in the first frame, among all tokens of the scene; and the last layer's tokens must say how far away
+it is.
 
 Axes: ``I`` iterations, ``B`` scenes, ``F`` frames, ``D`` frames with dense outputs, ``P`` patches,
 ``C`` channels, ``H`` x ``W`` pixels.
@@ -36,12 +40,16 @@ class LossConfig:
     """Weight of the point loss; the tool itself uses depth and cameras."""
     matching: float = 0.25
     """Weight of the matching loss."""
+    attention: float = 0.25
+    """Weight of the attention loss."""
     tracks: float = 2.0
     """Weight of the track loss."""
     camera_decay: float = 0.6
     """Factor by which an iteration counts less than the next one (VGGT's training)."""
     fov: float = 0.5
     """Weight of the fields of view among the nine numbers (VGGT's training)."""
+    queries: int = 64
+    """Patches of a frame that the attention loss asks; chosen for memory."""
     huber: float = 0.02
     """Errors of an encoding below this count as squares; chosen, in units of the encoding."""
     confidence_price: float = 0.2
@@ -78,6 +86,7 @@ def total_loss(
             config,
         ),
         "matching": matching_loss(output.early_tokens, targets, heads, partner_shift, config),
+        "attention": attention_loss(output.query, output.key, targets, partner_shift, config),
         "tracks": track_loss(output.late_tokens, targets, heads, config),
     }
     total = sum((getattr(config, name) * part for name, part in parts.items()), torch.zeros(()))
@@ -152,6 +161,41 @@ def matching_loss(
     answer = _soft_patches(pixel, (height // patch, width // patch), patch)
     logits = heads.compare(tokens, tokens[:, partner]).float()
     return _mean(-(answer * logits.log_softmax(-1)).sum(-1), is_seen)
+
+
+def attention_loss(
+    query: Tensor,  # [B, F, P, E]
+    key: Tensor,  # [B, F, T, E]
+    targets: Targets,
+    offset: int,
+    config: LossConfig,
+) -> Tensor:
+    """Ask one head to look at the patch of the first frame that sees what a patch sees.
+
+    Args:
+        query: Queries of the patches, after norm and rotation.
+        key: Keys of all tokens, special ones first.
+        targets: The truth.
+        offset: Shifts which patches are asked, where there are more than `LossConfig.queries`.
+        config: Constants.
+
+    Returns:
+        Cross entropy over all tokens of the scene, of patches of all frames but the first.
+    """
+    num_patches, num_tokens = query.shape[2], key.shape[2]
+    count = min(config.queries, num_patches)
+    asked = torch.arange(count, device=query.device) * num_patches // count
+    asked = (asked + offset) % num_patches
+    patch = _patch_size(targets, num_patches)
+    first = torch.zeros(query.shape[1], dtype=torch.int64, device=query.device)
+    pixel, is_seen = _see_patches(targets, first, patch, config)
+    height, width = targets.depth.shape[-2:]
+    answer = _soft_patches(pixel[:, 1:, asked], (height // patch, width // patch), patch)
+    scale = query.shape[-1] ** -0.5
+    logits = (query[:, 1:, asked] * scale).flatten(1, 2) @ key.flatten(1, 2).transpose(1, 2)
+    # The first frame's tokens come first: its special tokens, then its patches.
+    chosen = logits.float().log_softmax(-1)[..., num_tokens - num_patches : num_tokens]
+    return _mean(-(answer.flatten(1, 2) * chosen).sum(-1), is_seen[:, 1:, asked].flatten(1, 2))
 
 
 def track_loss(

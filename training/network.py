@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ns_sparseattn.attention import AttentionPlan, AttentionRun, TokenLayout
 from ns_sparseattn.models import VGGT, VGGTConfig
-from ns_sparseattn.models.block import LayerNorm, LayerScale
+from ns_sparseattn.models.block import Block, LayerNorm, LayerScale
 from ns_sparseattn.models.compute import autocast, full_precision
 from ns_sparseattn.models.images import normalize_images
 from ns_sparseattn.models.pose_encoding import activate_pose_encoding
@@ -44,6 +44,10 @@ class TrainingOutput:
     """Patch tokens after the global block of the layer asked for."""
     late_tokens: Tensor  # [B, F, P, C]
     """The same of the last layer."""
+    query: Tensor  # [B, F, P, E]
+    """Queries of the patches in the first head of the global block after the early one."""
+    key: Tensor  # [B, F, T, E]
+    """Keys of all tokens in the same head."""
 
 
 def make_network(config: VGGTConfig, seed: int, *, layer_scale: float) -> VGGT:
@@ -108,6 +112,7 @@ def run_network(
         grid_width=grid[1],
     )
     positions = grid_positions(*grid, config.num_special, device=device)
+    rope = rope_table(positions, config.embed_dim // config.num_heads)
     with autocast(device, dtype), _attention_kernel(device):
         patches = model.aggregator.patch_embed(normalize_images(images).flatten(0, 1))
         special = model.aggregator.special_tokens(num_frames).expand(len(images), -1, -1, -1)
@@ -115,8 +120,8 @@ def run_network(
         aggregated = model.aggregator(
             tokens,
             AttentionRun(AttentionPlan.dense(), layout, config.depth),
-            rope_table(positions, config.embed_dim // config.num_heads),
-            taps={*config.taps, early_layer, config.depth - 1},
+            rope,
+            taps={*config.taps, early_layer, early_layer + 1, config.depth - 1},
             frames_per_chunk=num_frames,
             autocast=functools.partial(autocast, device, dtype),
         )
@@ -125,6 +130,12 @@ def run_network(
             aggregated.taps[layer][rows, dense_frames][:, :, config.num_special :].flatten(0, 1)
             for layer in config.taps
         ]
+        block = model.aggregator.global_blocks[early_layer + 1]
+        assert isinstance(block, Block)
+        # What the block made its queries and keys of, which its attention does not hand out.
+        query, key, _ = block.project(
+            aggregated.taps[early_layer + 1][..., : config.embed_dim], rope
+        )
         raw_depth, raw_points = model.depth_head(taps, grid), model.point_head(taps, grid)
     with full_precision(device):
         raw = model.camera_head(aggregated.last_special[:, :, 0].float())
@@ -138,6 +149,8 @@ def run_network(
         points_confidence=points_confidence,
         early_tokens=_patch_tokens(aggregated.taps[early_layer], config),
         late_tokens=_patch_tokens(aggregated.taps[config.depth - 1], config),
+        query=query[:, :, 0, config.num_special :],
+        key=key[:, :, 0],
     )
 
 

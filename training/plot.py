@@ -9,7 +9,7 @@ from typing import Any
 
 from training.log import read_rows
 
-_LOSSES = ("camera", "depth", "points", "matching", "tracks")
+_LOSSES = ("camera", "depth", "points", "matching", "attention", "tracks")
 _SCORES = {
     "rotation_auc_30": "rotation AUC@30",
     "rotation_auc_5": "rotation AUC@5",

@@ -20,6 +20,10 @@ from training.world import Cameras, Slots, Surroundings, World
 _SHADOW_BIAS_M = 2e-3
 _MIN_COSINE = 0.08
 """At grazing angles a sample stands for at most ``1 / _MIN_COSINE`` times its width."""
+_STAIN_STRIDE = 17
+_STAIN_SCALE = 0.23
+_STAIN_RANGE = (0.5, 1.5)
+"""Factors of colours where the stain is black and where it is white."""
 _SKY = ((0.45, 0.62, 0.9), (0.85, 0.88, 0.92))
 """Colour overhead and at the horizon, linear RGB."""
 
@@ -182,6 +186,10 @@ def _shade(
     footprint = z * length / per_pixel(focal) / cosine.sqrt() / metres
     place = torch.stack([uv[0] / metres + shift[0], uv[1] / metres + shift[1]], dim=-1)
     colour = bank.sample(texture.long(), place, footprint).T * gain + offset
+    # Stains: another texture, much larger, makes places of a repeated pattern different.
+    other = (texture.long() * _STAIN_STRIDE + 1) % bank.num_textures
+    stain = bank.sample(other, _STAIN_SCALE * place.flip(-1), _STAIN_SCALE * footprint).mean(-1)
+    colour = colour * (_STAIN_RANGE[0] + (_STAIN_RANGE[1] - _STAIN_RANGE[0]) * stain)
 
     to_lamp = [per_pixel(around.lamp[:, i]) - point[i] for i in range(3)]
     lamp_distance = sum_of_products(tuple(to_lamp), tuple(to_lamp)).sqrt_().clamp_(min=1e-3)

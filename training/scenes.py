@@ -305,7 +305,7 @@ def _draw_looks(draws: Draws, slots: Slots, num_textures: int, shell_half: Tenso
     count = slots.total
     metres = draws.log_uniform(count, low=0.35, high=1.6)
     # Large surfaces carry large pictures; open country is a few times larger than a room.
-    metres[:, slots.shell :] *= 2.0 * (shell_half[:, :1] / 3.0).clamp(min=1.0)
+    metres[:, slots.shell :] *= 3.5 * (shell_half[:, :1] / 3.0).clamp(min=1.0)
     gain = draws.uniform(count, 1, low=0.4, high=1.0) * draws.uniform(count, 3, low=0.7)
     offset = draws.uniform(count, 1, high=0.15) * draws.uniform(count, 3, low=0.5)
     return Looks(

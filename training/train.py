@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--threads", type=int, help="threads of the CPU, those of torch if not given"
     )
+    parser.add_argument("--compile", action="store_true", help="compile blocks: a slow start")
     args = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("training").setLevel(logging.INFO)
@@ -47,7 +48,9 @@ def main(arguments: list[str] | None = None) -> None:
         torch.backends.cuda.matmul.allow_tf32 = True
     workers = 1 if device.type == "cuda" else torch.get_num_threads()
     try:
-        trainer = Trainer(config, args.resume, device=device, workers=workers)
+        trainer = Trainer(
+            config, args.resume, device=device, workers=workers, is_compiled=args.compile
+        )
     except ValueError as error:
         parser.error(str(error))
     reason = trainer.run(minutes=args.minutes, started=STARTED, max_steps=args.steps)

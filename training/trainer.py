@@ -48,13 +48,20 @@ class Trainer:
         folder: Of the run; resumed if it holds a checkpoint.
         device: Where to train.
         workers: Threads that render.
+        is_compiled: Whether to compile the transformer blocks first.
 
     Raises:
         ValueError: If the folder's run has another configuration, or its checkpoint is damaged.
     """
 
     def __init__(
-        self, config: TrainingConfig, folder: Path, *, device: torch.device, workers: int = 1
+        self,
+        config: TrainingConfig,
+        folder: Path,
+        *,
+        device: torch.device,
+        workers: int = 1,
+        is_compiled: bool = False,
     ) -> None:
         self.config, self.folder, self.device = config, folder, device
         self.step, self.elapsed_s, self.evaluated_s = 0, 0.0, 0.0
@@ -79,7 +86,7 @@ class Trainer:
         generator = Generator(self._generator_config, seed=config.seed, device=device)
         self._pool = ScenePool(generator, config.pool, config.frames_per_step)
         self._held_out: list[Views] | None = None
-        if config.has_compile and device.type == "cuda":
+        if is_compiled:
             _compile_blocks(self.model)
 
     @property

@@ -7,9 +7,16 @@ import pytest
 import torch
 
 from training.cameras import look_at
-from training.losses import LossConfig, camera_loss, dense_loss, matching_loss, track_loss
+from training.losses import (
+    LossConfig,
+    attention_loss,
+    camera_loss,
+    dense_loss,
+    matching_loss,
+    track_loss,
+)
 from training.network import CorrespondenceHeads
-from training.targets import make_targets
+from training.targets import Targets, make_targets
 from training.world import Views
 
 CONFIG = LossConfig()
@@ -96,24 +103,48 @@ def test_matching_is_learnt_from_features_that_know_their_place(views: Views) ->
     )
 
 
-def test_tracks_are_zero_at_the_truth_alone() -> None:
-    # One metre before a wall with 90 degrees of view: a step of a quarter metre to the side moves
-    # everything by an eighth of the image.
+@pytest.fixture
+def wall() -> Targets:
+    """One metre before a wall with 90 degrees of view, then a quarter metre to the right.
+
+    That moves everything to the left by an eighth of the image, which is a patch of 8 pixels.
+    """
     center = torch.tensor([[[0.0, 0.0, 0.0], [0.25, 0.0, 0.0]]])
-    poses = look_at(center, center + torch.tensor([0.0, 1.0, 0.0]), torch.zeros(1, 2))
     intrinsics = torch.tensor([[32.0, 0, 32], [0, 32, 32], [0, 0, 1]]).expand(1, 2, 3, 3)
-    wall = Views(
+    views = Views(
         images=torch.zeros(1, 2, 3, 64, 64, dtype=torch.uint8),
         depth=torch.ones(1, 2, 64, 64),
-        cam_from_world=poses,
+        cam_from_world=look_at(center, center + torch.tensor([0.0, 1.0, 0.0]), torch.zeros(1, 2)),
         intrinsics=intrinsics,
     )
-    targets, heads = make_targets(wall), CorrespondenceHeads(8)
-    tokens = torch.randn(1, 2, 64, 8)
+    return make_targets(views)
+
+
+def test_tracks_are_zero_at_the_truth_alone(wall: Targets) -> None:
+    heads, tokens = CorrespondenceHeads(8), torch.randn(1, 2, 64, 8)
     torch.nn.init.zeros_(heads.place.weight)
     with torch.no_grad():
         heads.place.bias.copy_(torch.tensor([0.125, 0.0]))
-        assert float(track_loss(tokens, targets, heads, CONFIG)) < 1e-8
+        assert float(track_loss(tokens, wall, heads, CONFIG)) < 1e-8
         heads.place.bias.copy_(torch.tensor([0.0, 0.0]))
-        wrong = float(track_loss(tokens, targets, heads, CONFIG))
+        wrong = float(track_loss(tokens, wall, heads, CONFIG))
     assert wrong == pytest.approx(0.125 - CONFIG.huber / 2, rel=1e-4)
+
+
+def test_attention_is_right_in_the_first_frame_at_the_right_patch(wall: Targets) -> None:
+    # Two special tokens and 64 patches a frame; every token has a channel of its own.
+    num_tokens = 66
+    key = torch.eye(2 * num_tokens).view(1, 2, num_tokens, -1)
+
+    def loss(frame: int, columns: int) -> float:
+        row, column = torch.arange(64) // 8, torch.arange(64) % 8
+        target = row * 8 + (column + columns).clamp(max=7)
+        query = torch.zeros(1, 2, 64, 2 * num_tokens)
+        query[:, 1] = 100.0 * key[0, frame, 2 + target]
+        return float(attention_loss(query, key, wall, 1, CONFIG))
+
+    right = loss(0, 1)
+    # The middle pixel of an even patch is half a pixel off its middle: a little goes to others.
+    assert right < 1.2
+    for frame, columns in ((0, 0), (0, 2), (1, 1), (1, 0)):
+        assert loss(frame, columns) > right + 4.0

@@ -26,11 +26,11 @@ def network() -> VGGT:
 def test_training_runs_the_network_that_ships(network: VGGT, smoke_views: Views) -> None:
     images = smoke_views.images[:2, :3]
     frames = torch.tensor([[0, 2], [1, 0]])
-    output = run_network(network, images, dense_frames=frames, early_layer=1, dtype=None)
+    output = run_network(network, images, dense_frames=frames, early_layer=0, dtype=None)
     expected = network(
         images,
         heads=("camera", "depth", "points"),
-        keep_layers=(1,),
+        keep_layers=(0,),
         options=InferenceOptions(precision="fp32"),
     )
     rows = torch.arange(2)[:, None]
@@ -43,7 +43,7 @@ def test_training_runs_the_network_that_ships(network: VGGT, smoke_views: Views)
         (output.depth, expected.depth[rows, frames]),
         (output.points, expected.points_in_world[rows, frames]),
         (output.points_confidence, expected.points_confidence[rows, frames]),
-        (output.early_tokens, expected.layers[1][:, :, special:, dim:]),
+        (output.early_tokens, expected.layers[0][:, :, special:, dim:]),
     )
     for ours, theirs in pairs:
         # The same sums in another order.
@@ -57,11 +57,11 @@ def test_every_weight_gets_a_gradient(
     matching = CorrespondenceHeads(CONFIG.model.embed_dim)
     frames = torch.tensor([[0, 1]]).expand(4, -1)
     images = smoke_views.images[:, :3]
-    output = run_network(network, images, dense_frames=frames, early_layer=1, dtype=dtype)
+    output = run_network(network, images, dense_frames=frames, early_layer=0, dtype=dtype)
     views = smoke_views.choose(torch.tensor([[0, 1, 2]]).expand(4, -1))
     loss, parts = total_loss(output, make_targets(views), frames, matching, 1, LossConfig())
     loss.backward()
-    assert set(parts) == {"camera", "depth", "points", "matching", "tracks"}
+    assert set(parts) == {"camera", "depth", "points", "matching", "attention", "tracks"}
     without = [
         name
         for name, parameter in [*network.named_parameters(), *matching.named_parameters()]

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from ns_sparseattn.evaluate.pairs import auc, pair_errors
+from ns_sparseattn.geometry import quaternion_to_rotation
 from ns_sparseattn.models import load_vggt
 from training.checkpoint import load_checkpoint
 from training.config import CONFIGS, TrainingConfig
 from training.export import export_weights, write_card
-from training.heldout import make_held_out, score
+from training.heldout import area, make_held_out, pair_angles, score
 from training.log import append_row, read_rows
 from training.network import make_network
 from training.plot import plot_run
@@ -150,3 +152,19 @@ def test_scores_know_the_truth_and_chance() -> None:
     # A network that was not trained says about the same pose for all views.
     assert result.rotation_auc_30 == pytest.approx(result.constant_rotation_auc_30, abs=0.1)
     json.dumps(dataclasses.asdict(result), allow_nan=False)
+
+
+def test_scores_are_those_that_the_package_reports() -> None:
+    generator = torch.Generator().manual_seed(0)
+    quaternions = torch.randn(2, 7, 4, generator=generator, dtype=torch.float64)
+    quaternions[1] = quaternions[0] + 0.1 * quaternions[1]
+    centers = torch.randn(2, 7, 3, 1, generator=generator, dtype=torch.float64)
+    estimate, truth = torch.cat([quaternion_to_rotation(quaternions), centers], dim=-1)
+    estimate[3] = estimate[2]
+    errors = pair_errors(estimate, truth)
+    angles, directions = pair_angles(estimate, truth)
+    torch.testing.assert_close(angles, errors.rotation_deg)
+    torch.testing.assert_close(directions, errors.direction_deg)
+    for limit in (5, 30):
+        assert area(angles, limit) == pytest.approx(auc(angles, limit))
+    assert area(torch.tensor([90.0]), 30) == 0.0
