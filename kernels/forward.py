@@ -42,6 +42,19 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 BLOCK_SIZES = (16, 32, 64, 128)
 """Tokens that a query block or a key block may have."""
 
+_SIZES = (
+    "num_batch_heads",
+    "num_heads",
+    "num_q",
+    "num_k",
+    "num_listed_q",
+    "num_full_q",
+    "num_listed_k",
+    "num_k_blocks",
+    "num_parts",
+    "num_full_tokens",
+)
+"""Sizes that kernels are not compiled anew for: what is launched is what was compiled in tests."""
 _LOG2_E = 1.4426950408889634
 _LN_2 = tl.constexpr(0.6931471805599453)
 _MERGED_QUERIES = 16
@@ -299,7 +312,7 @@ def _count_ragged_entries(list_ptr, length, whole_listed, ragged_listed):
     return count
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _attend_kernel(
     q_ptr,
     k_ptr,
@@ -473,7 +486,7 @@ def _attend_kernel(
     tl.store(lse_ptr + first_row + offs_m, lse, mask=mask_m)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _merge_kernel(
     parts_out_ptr,
     parts_lse_ptr,
