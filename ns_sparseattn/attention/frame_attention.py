@@ -7,6 +7,8 @@ frame, ``D`` head size.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
@@ -21,34 +23,37 @@ def frame_attention(
     tokens: TokenLayout,
     *,
     with_first_frame: bool = False,
+    key_mask: Tensor | None = None,  # [B, N] bool
 ) -> tuple[Tensor, float]:
     """Attend within each frame, on request also to the first frame.
 
     Tokens without a frame (`TokenLayout.num_trailing`) attend to everything and are attended to by
-    everyone.
+    everyone. Keys outside the mask are attended to by nobody.
 
     Returns:
         ``[B, H, N, D]``, and the share of all (query, key) pairs that were computed.
     """
     of_frames = tokens.num_frames * tokens.tokens_per_frame
     q_frames, k_frames, v_frames = (_split_frames(x[:, :, :of_frames], tokens) for x in (q, k, v))
-    k_shared, v_shared = (x[:, None, :, of_frames:] for x in (k, v))  # [B, 1, H, trailing, D]
+    own = _Keys(k_frames, v_frames, None)
+    # Keys of tokens without a frame: [B, 1, H, trailing, D].
+    shared = _Keys(k[:, None, :, of_frames:], v[:, None, :, of_frames:], None)
+    if key_mask is not None:
+        frame_shape = (tokens.num_frames, tokens.tokens_per_frame)
+        own = replace(own, mask=key_mask[:, :of_frames].unflatten(1, frame_shape))
+        shared = replace(shared, mask=key_mask[:, None, of_frames:])
     if with_first_frame:
         # The first frame is its own first frame: it must not count its keys twice.
-        first = _attend_with(
-            q_frames[:, :1], (k_frames[:, :1], k_shared), (v_frames[:, :1], v_shared)
-        )
-        others = _attend_with(
-            q_frames[:, 1:],
-            (k_frames[:, 1:], k_frames[:, :1], k_shared),
-            (v_frames[:, 1:], v_frames[:, :1], v_shared),
-        )
+        reference = own.of(slice(1))
+        first = _attend_with(q_frames[:, :1], (reference, shared))
+        others = _attend_with(q_frames[:, 1:], (own.of(slice(1, None)), reference, shared))
         out = torch.cat([first, others], dim=1)
     else:
-        out = _attend_with(q_frames, (k_frames, k_shared), (v_frames, v_shared))
+        out = _attend_with(q_frames, (own, shared))
     out = out.transpose(1, 2).flatten(2, 3)
     if tokens.num_trailing:
-        out = torch.cat([out, dense_attention(q[:, :, of_frames:], k, v)], dim=2)
+        trailing = dense_attention(q[:, :, of_frames:], k, v, key_mask=key_mask)
+        out = torch.cat([out, trailing], dim=2)
     return out, _density(tokens, with_first_frame)
 
 
@@ -57,17 +62,34 @@ def _split_frames(x: Tensor, tokens: TokenLayout) -> Tensor:
     return x.unflatten(2, (tokens.num_frames, tokens.tokens_per_frame)).transpose(1, 2)
 
 
-def _attend_with(q: Tensor, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> Tensor:
+@dataclass(frozen=True)
+class _Keys:
+    """Keys and values of some frames, and which of them there are."""
+
+    k: Tensor  # [B, F, H, T, D]
+    v: Tensor  # [B, F, H, T, D]
+    mask: Tensor | None  # [B, F, T] bool
+
+    def of(self, frames: slice) -> _Keys:
+        """Return those of some of the frames."""
+        mask = None if self.mask is None else self.mask[:, frames]
+        return _Keys(self.k[:, frames], self.v[:, frames], mask)
+
+
+def _attend_with(q: Tensor, parts: tuple[_Keys, ...]) -> Tensor:
     """Attend per frame to keys that are joined; those with one frame are shared by all of ``q``."""
     batch, num_frames = q.shape[:2]
     if num_frames == 0:
         return q
     k, v = (
-        torch.cat([x.expand(-1, num_frames, -1, -1, -1) for x in parts], dim=3).flatten(0, 1)
-        for parts in (keys, values)
+        torch.cat([x.expand(-1, num_frames, -1, -1, -1) for x in of_parts], dim=3).flatten(0, 1)
+        for of_parts in ([part.k for part in parts], [part.v for part in parts])
     )
+    masks = [part.mask.expand(-1, num_frames, -1) for part in parts if part.mask is not None]
+    key_mask = torch.cat(masks, dim=2).flatten(0, 1) if masks else None
     # torch's fused attention wants exactly one batch axis before the heads.
-    return dense_attention(q.flatten(0, 1), k, v).unflatten(0, (batch, num_frames))
+    out = dense_attention(q.flatten(0, 1), k, v, key_mask=key_mask)
+    return out.unflatten(0, (batch, num_frames))
 
 
 def _density(tokens: TokenLayout, with_first_frame: bool) -> float:

@@ -144,6 +144,7 @@ def note_kept_mass(
     v: Tensor,  # [B, H, N, D]
     out: Tensor,  # [B, H, N, D]
     pattern: Pattern | None,
+    key_mask: Tensor | None = None,  # [B, N] bool
 ) -> KeptMassStats | None:
     """Measure a layer if somebody around the caller asked for it.
 
@@ -154,6 +155,7 @@ def note_kept_mass(
         v: Values, likewise.
         out: What the layer's attention gave, likewise.
         pattern: Which keys were computed; none for all.
+        key_mask: False where a key is attended to by nobody, not by dense attention either.
 
     Returns:
         The layer's numbers, or none if nobody asked.
@@ -163,7 +165,7 @@ def note_kept_mass(
         return None
     # A caller's autocast would round the scores to 8 bits.
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-        measured = _measure(q, k, v, out, pattern, _sample(q, request, layer))
+        measured = _measure(q, k, v, out, pattern, _sample(q, request, layer), key_mask)
     if layer in request.patterns_of:
         measured = replace(measured, pattern=pattern)
     request.masses[layer] = measured
@@ -182,7 +184,13 @@ def _sample(q: Tensor, request: _Request, layer: int) -> Tensor:
 
 
 def _measure(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, pattern: Pattern | None, queries: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    pattern: Pattern | None,
+    queries: Tensor,
+    key_mask: Tensor | None,
 ) -> KeptMass:
     """Compare sampled queries ``[B, H, S]`` of a layer with dense attention."""
     accumulate = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -198,6 +206,7 @@ def _measure(
                 values=v[b, h].to(accumulate),
                 pattern=pattern,
                 coarse=coarse,
+                key_mask=None if key_mask is None else key_mask[b],
             )
             chunks = queries[b, h].split(max(_SCORES_PER_CHUNK // k.shape[2], 1))
             rows = [head.measure(q[b, h, ids], out[b, h, ids], ids) for ids in chunks]
@@ -233,6 +242,7 @@ class _Head:
     values: Tensor  # [N, D]
     pattern: Pattern | None
     coarse: CoarseBlocks | None
+    key_mask: Tensor | None  # [N] bool
 
     def measure(self, queries: Tensor, out: Tensor, ids: Tensor) -> Tensor:
         """Measure the queries ``[S, D]`` of some tokens ``[S]``.
@@ -243,12 +253,18 @@ class _Head:
         """
         queries = queries.to(self.keys.dtype) * queries.shape[-1] ** -0.5
         logits = queries @ self.keys.T  # [S, N]
+        num_keys = logits.shape[1]
+        if self.key_mask is not None:
+            logits = logits.masked_fill(~self.key_mask, float("-inf"))
+            num_keys = int(self.key_mask.sum())
         log_sum = logits.logsumexp(-1)
         dense = logits.softmax(-1) @ self.values
         mass = density = torch.ones_like(log_sum)
         if self.pattern is not None:
             keep = self.pattern.keys_of(*self.slot, ids)
-            density = keep.sum(-1).to(mass.dtype) / keep.shape[1]
+            if self.key_mask is not None:
+                keep = keep & self.key_mask
+            density = keep.sum(-1).to(mass.dtype) / num_keys
             mass = (logits.masked_fill(~keep, float("-inf")).logsumexp(-1) - log_sum).exp()
         with_coarse = mass + self._left_out(queries, log_sum, ids)
         error = (out.to(dense.dtype) - dense).norm(dim=-1)

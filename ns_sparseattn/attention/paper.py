@@ -44,33 +44,52 @@ _CDF_SLACK = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class PaperOrder:
-    """The published order of tokens: patches frame by frame, then special tokens likewise."""
+    """The published order of tokens: patches frame by frame, then special tokens likewise.
+
+    Masked patches, which nobody attends to, follow at the end.
+    """
 
     gather_index: Tensor  # [N] int64
     """Token that each place holds."""
     scatter_index: Tensor  # [N] int64
     """Place of each token."""
     num_patches: int
-    """Patches of all frames; they come first."""
+    """Patches of all frames that are not masked; they come first."""
+    num_keys: int
+    """Patches and special tokens; tokens beyond are no keys."""
 
     @classmethod
-    def of(cls, tokens: TokenLayout, device: torch.device, *, hilbert: bool = False) -> PaperOrder:
+    def of(
+        cls,
+        tokens: TokenLayout,
+        device: torch.device,
+        *,
+        hilbert: bool = False,
+        key_mask: Tensor | None = None,  # [N] bool
+    ) -> PaperOrder:
         """Build the order of a layout on a device.
 
         Args:
             tokens: How the model's tokens lie.
             device: Where the indices will be.
             hilbert: Patches of each frame along a Hilbert curve instead of row by row.
+            key_mask: False where a patch is masked.
         """
         patches = tokens.patch_ids(device)
         if hilbert:
             curve = hilbert_order(tokens.grid_height, tokens.grid_width)
             patches = patches[:, torch.tensor(curve, device=device)]
-        gather_index = torch.cat([patches.flatten(), tokens.special_ids(device)])
+        patches = patches.flatten()
+        is_key = torch.ones_like(patches, dtype=torch.bool)
+        if key_mask is not None:
+            is_key = key_mask.to(device)[patches]
+        kept = patches[is_key]
+        gather_index = torch.cat([kept, tokens.special_ids(device), patches[~is_key]])
         return cls(
             gather_index=gather_index,
             scatter_index=torch.argsort(gather_index),
-            num_patches=patches.numel(),
+            num_patches=len(kept),
+            num_keys=len(gather_index) - int((~is_key).sum()),
         )
 
 

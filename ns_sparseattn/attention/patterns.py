@@ -45,7 +45,9 @@ class BlockPattern:
         """
         places = self.scatter_index[batch_slot % len(self.scatter_index)]
         blocks = self.blocks_of(batch_slot, head, queries)
-        return blocks[:, places // self.block_map.block_k]
+        # Tokens that are no keys may lie behind the last block.
+        of_tokens = (places // self.block_map.block_k).clamp_max(self.block_map.num_k_blocks - 1)
+        return blocks[:, of_tokens]
 
     def blocks_of(self, batch_slot: int, head: int, queries: Tensor) -> Tensor:
         """Return which key blocks some tokens attend to, sinks included, ``[S, NK]`` booleans."""

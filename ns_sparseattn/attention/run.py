@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..errors import check_tensor
 from .api import attend_to_blocks, resolve_backend
 from .crossover import crossover
 from .dense import dense_attention
@@ -46,14 +47,25 @@ class AttentionRun:
         plan: Policy of each global layer.
         tokens: How the model's tokens lie.
         num_layers: Global layers of the model.
+        key_mask: ``[B, N]`` booleans, false for patches that nobody may attend to, in the model's
+            order. They still attend to others, as queries. All tokens are keys if not given.
 
     Raises:
-        ValueError: If the plan names layers that the model lacks.
+        ValueError: If the plan names layers that the model lacks, or a mask does not fit, leaves
+            a scene without keys, or masks a special token.
     """
 
-    def __init__(self, plan: AttentionPlan, tokens: TokenLayout, num_layers: int) -> None:
+    def __init__(
+        self,
+        plan: AttentionPlan,
+        tokens: TokenLayout,
+        num_layers: int,
+        *,
+        key_mask: Tensor | None = None,  # [B, N] bool
+    ) -> None:
         self._plan = plan.fitted_to(num_layers)
         self._tokens = tokens
+        self._key_mask = None if key_mask is None else _checked_mask(key_mask, tokens)
         self._orders: dict[tuple[torch.device, PatchOrder], BlockOrder] = {}
         self._paper_orders: dict[tuple[torch.device, bool], PaperOrder] = {}
         self._workspace: dict[str, Tensor] = {}
@@ -89,6 +101,10 @@ class AttentionRun:
         Raises:
             ValueError: If the number of tokens is not the layout's.
         """
+        if self._key_mask is not None and len(self._key_mask) != len(q):
+            raise ValueError(
+                f"`q` must have the {len(self._key_mask)} scenes of the mask, got {len(q)}."
+            )
         if q.shape[2] != self._tokens.num_tokens:
             raise ValueError(
                 f"`q` must have the {self._tokens.num_tokens} tokens of the layout, "
@@ -97,7 +113,7 @@ class AttentionRun:
         timer = _Timer(q.device)
         done = self._attend_under(self._plan.policy(layer), layer, timer, q, k, v)
         timer.stop()
-        kept_mass = note_kept_mass(layer, q, k, v, done.out, done.pattern)
+        kept_mass = note_kept_mass(layer, q, k, v, done.out, done.pattern, self._key_mask)
         stats = LayerStats(
             layer=layer,
             policy=self._plan.policy(layer).name,
@@ -113,10 +129,15 @@ class AttentionRun:
         self, policy: LayerPolicy, layer: int, timer: _Timer, q: Tensor, k: Tensor, v: Tensor
     ) -> _Attended:
         if isinstance(policy, DensePolicy):
-            return _Attended(dense_attention(q, k, v), 1.0, "sdpa")
+            return self._attend_densely(q, k, v)
         if isinstance(policy, FramePolicy):
             out, density = frame_attention(
-                q, k, v, self._tokens, with_first_frame=policy.with_first_frame
+                q,
+                k,
+                v,
+                self._tokens,
+                with_first_frame=policy.with_first_frame,
+                key_mask=self._key_mask,
             )
             pattern = FramePattern(tokens=self._tokens, with_first_frame=policy.with_first_frame)
             return _Attended(out, density, "sdpa", pattern)
@@ -125,6 +146,16 @@ class AttentionRun:
         if isinstance(policy, BlockSparsePolicy):
             return self._attend_sparse(layer, policy, None, timer, q, k, v)
         return self._attend_auto(policy.policy, layer, timer, q, k, v)
+
+    def _attend_densely(self, q: Tensor, k: Tensor, v: Tensor) -> _Attended:
+        if self._key_mask is None:
+            return _Attended(dense_attention(q, k, v), 1.0, "sdpa")
+        # Leaving keys out is cheaper than a mask, with which fused kernels are slow or missing.
+        slots = [
+            dense_attention(q[b : b + 1], k[b : b + 1, :, is_key], v[b : b + 1, :, is_key])
+            for b, is_key in enumerate(self._key_mask)
+        ]
+        return _Attended(torch.cat(slots), 1.0, "sdpa")
 
     def _attend_auto(
         self,
@@ -139,7 +170,7 @@ class AttentionRun:
         backend = policy.backend if isinstance(policy, BlockSparsePolicy) else "auto"
         limits = crossover(resolve_backend(backend, q.device.type), q.device.type)
         if self._tokens.num_tokens < limits.min_tokens:
-            return _Attended(dense_attention(q, k, v), 1.0, "sdpa")
+            return self._attend_densely(q, k, v)
         if isinstance(policy, FramePolicy):
             return self._attend_under(policy, layer, timer, q, k, v)
         return self._attend_sparse(layer, policy, limits.max_density, timer, q, k, v)
@@ -162,6 +193,10 @@ class AttentionRun:
         q_blocks = self._lay_out(order, q, "q")
         k_blocks = self._lay_out(order, k, "k")
         key_mask = order.key_mask.expand(q.shape[0], -1)
+        if self._key_mask is not None:
+            key_mask = key_mask & self._key_mask.gather(
+                1, order.gather_index.expand(q.shape[0], -1)
+            )
         block_map = select_blocks(
             q_blocks,
             k_blocks,
@@ -173,11 +208,13 @@ class AttentionRun:
             num_full_q_blocks=order.num_full_q_blocks,
             num_sink_k_blocks=order.num_sink_k_blocks,
             key_mask=key_mask,
+            # What masked patches look like must not matter to the others of their block.
+            query_mask=None if self._key_mask is None else key_mask,
         )
         density = block_map.density(q_blocks.shape[2], k_blocks.shape[2], key_mask, key_mask)
         timer.selected()
         if max_density is not None and density > max_density:
-            return _Attended(dense_attention(q, k, v), 1.0, "sdpa")
+            return self._attend_densely(q, k, v)
         note_block_map(layer, block_map)
         done = attend_to_blocks(
             q_blocks,
@@ -185,7 +222,7 @@ class AttentionRun:
             self._lay_out(order, v, "v"),
             block_map,
             backend=policy.backend,
-            key_mask=key_mask if order.has_padding else None,
+            key_mask=key_mask if order.has_padding or self._key_mask is not None else None,
             coarse=policy.coarse,
         )
         pattern = BlockPattern(
@@ -193,7 +230,7 @@ class AttentionRun:
             gather_index=order.gather_index,
             scatter_index=order.scatter_index,
             num_queries=order.gather_index.shape[1],
-            key_mask=order.key_mask,
+            key_mask=order.key_mask if self._key_mask is None else key_mask,
             has_coarse=policy.coarse,
         )
         return _Attended(order.put_back(done.out), density, done.backend, pattern)
@@ -209,20 +246,25 @@ class AttentionRun:
     ) -> _Attended:
         """As `_attend_sparse`, in the published layout: special queries apart, and dense."""
         order = self._paper_order_on(q.device, policy.hilbert)
-        q, k, v = (x.index_select(2, order.gather_index) for x in (q, k, v))
-        num_tokens, num_patches = q.shape[2], order.num_patches
-        num_special = num_tokens - num_patches
+        if order.num_patches == 0:
+            return self._attend_densely(q, k, v)
+        q = q.index_select(2, order.gather_index)
+        k, v = (x.index_select(2, order.gather_index[: order.num_keys]) for x in (k, v))
+        num_tokens, num_keys, num_patches = q.shape[2], k.shape[2], order.num_patches
         block_map = select_paper_blocks(
-            q[:, :, :num_patches], k[:, :, :num_patches], policy, num_special=num_special
+            q[:, :, :num_patches],
+            k[:, :, :num_patches],
+            policy,
+            num_special=num_keys - num_patches,
         )
         timer.selected()
         note_block_map(layer, block_map)
         done = attend_to_blocks(q[:, :, :num_patches], k, v, block_map, backend=policy.backend)
         out = done.out
-        if num_special:
+        if num_tokens > num_patches:
             out = torch.cat([out, dense_attention(q[:, :, num_patches:], k, v)], dim=2)
-        listed = block_map.density(num_patches, num_tokens)
-        density = (listed * num_patches + num_special) / num_tokens
+        listed = block_map.density(num_patches, num_keys)
+        density = (listed * num_patches + num_tokens - num_patches) / num_tokens
         pattern = BlockPattern(
             block_map=block_map,
             gather_index=order.gather_index[None],
@@ -233,8 +275,16 @@ class AttentionRun:
 
     def _paper_order_on(self, device: torch.device, hilbert: bool) -> PaperOrder:
         if (device, hilbert) not in self._paper_orders:
+            if self._key_mask is not None and len(self._key_mask) > 1:
+                raise ValueError(
+                    "`key_mask` must be of one scene under the published layout, got "
+                    f"{len(self._key_mask)} scenes."
+                )
             self._paper_orders[device, hilbert] = PaperOrder.of(
-                self._tokens, device, hilbert=hilbert
+                self._tokens,
+                device,
+                hilbert=hilbert,
+                key_mask=None if self._key_mask is None else self._key_mask[0],
             )
         return self._paper_orders[device, hilbert]
 
@@ -255,8 +305,12 @@ class AttentionRun:
             patches = None
             if policy.order == "tiles":
                 # Batch slots are scenes of their own, each with its own chain of frames.
+                masks = [None] * len(k) if self._key_mask is None else self._key_mask
                 patches = torch.stack(
-                    [tile_order(self._tokens, chain_frames(scene, self._tokens)) for scene in k]
+                    [
+                        tile_order(self._tokens, chain_frames(scene, self._tokens, mask))
+                        for scene, mask in zip(k, masks, strict=True)
+                    ]
                 )
             elif policy.order == "hilbert":
                 curve = hilbert_order(self._tokens.grid_height, self._tokens.grid_width)
@@ -264,6 +318,17 @@ class AttentionRun:
                 patches = (frames + torch.tensor(curve)).reshape(1, -1)
             self._orders[key] = BlockOrder.of(self._tokens, k.device, patches)
         return self._orders[key]
+
+
+def _checked_mask(key_mask: Tensor, tokens: TokenLayout) -> Tensor:
+    """Return a mask of keys, or raise ``ValueError`` if it does not fit the layout."""
+    check_tensor("key_mask", key_mask, ("B", tokens.num_tokens), is_floating=False)
+    key_mask = key_mask.bool()
+    if not bool(key_mask[:, tokens.special_ids(key_mask.device)].all()):
+        raise ValueError("`key_mask` must be true for special tokens, got false for some.")
+    if not bool(key_mask.any(-1).all()):
+        raise ValueError("`key_mask` must leave at least one key in each scene, got none in some.")
+    return key_mask
 
 
 @dataclass(frozen=True)

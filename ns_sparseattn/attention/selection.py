@@ -46,6 +46,7 @@ def select_blocks(
     num_full_q_blocks: int = 0,
     num_sink_k_blocks: int = 0,
     key_mask: Tensor | None = None,  # [B, Nk] bool
+    query_mask: Tensor | None = None,  # [B, Nq] bool
 ) -> BlockMap:
     """Pick, per head and query block, the key blocks with the largest pooled attention.
 
@@ -67,6 +68,7 @@ def select_blocks(
         num_sink_k_blocks: Trailing key blocks that everyone attends to and that take no part in the
             selection.
         key_mask: True where a key exists; keys that do not are left out of the means.
+        query_mask: True where a query counts for the mean of its block.
 
     Returns:
         The map, on q's device. Of blocks with equal scores the first are taken.
@@ -94,7 +96,7 @@ def select_blocks(
     num_rows, num_columns = num_q_blocks - num_full_q_blocks, num_k_blocks - num_sink_k_blocks
     limits = KeptLimits.of(mass, min_density, max_density, heads, num_columns)
     with torch.no_grad():
-        q_means, _ = block_means(q, num_q_blocks, block_q, None)
+        q_means, _ = block_means(q, num_q_blocks, block_q, query_mask)
         k_means, k_counts = block_means(k, num_k_blocks, block_k, key_mask)
         _check_finite(q_means, k_means)
         select = _select_in_kernels if _has_kernels(q_means) else _select

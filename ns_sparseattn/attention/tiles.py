@@ -62,6 +62,7 @@ def tile_order(
 def chain_frames(
     k: Tensor,  # [H, N, D]
     tokens: TokenLayout,
+    key_mask: Tensor | None = None,  # [N] bool
 ) -> Tensor:
     """Order frames so that each follows the one most similar to it, beginning with the first.
 
@@ -71,13 +72,14 @@ def chain_frames(
     Args:
         k: ``[H, N, D]``, the keys of one scene in the model's order.
         tokens: How they lie.
+        key_mask: False where a key counts as 0.
 
     Returns:
         ``[F]`` int64 on the CPU.
     """
     # A caller's autocast would leave 8 bits of the similarities.
     with torch.autocast(k.device.type, enabled=False):
-        features = F.normalize(_tile_means(k, tokens), dim=-1)  # [F, any]
+        features = F.normalize(_tile_means(k, tokens, key_mask), dim=-1)  # [F, any]
         similarity = (features @ features.T).cpu().numpy().copy()
     chain = [0]
     for _ in range(tokens.num_frames - 1):
@@ -87,12 +89,14 @@ def chain_frames(
     return torch.tensor(chain)
 
 
-def _tile_means(k: Tensor, tokens: TokenLayout) -> Tensor:
+def _tile_means(k: Tensor, tokens: TokenLayout, key_mask: Tensor | None) -> Tensor:
     """Return each frame's mean keys over squares of two by two tiles, ``[F, any]`` float32."""
     grid = (tokens.grid_height, tokens.grid_width)
     means = []
     for ids in tokens.patch_ids(k.device).split(_FRAMES_PER_CHUNK):
         keys = k[:, ids].float()  # [H, f, P, D]
+        if key_mask is not None:
+            keys = keys.masked_fill(~key_mask[ids][None, :, :, None], 0.0)
         images = keys.permute(1, 0, 3, 2).flatten(1, 2).unflatten(-1, grid)
         means.append(F.avg_pool2d(images, 2 * TILE, ceil_mode=True).flatten(1))
     return torch.cat(means)

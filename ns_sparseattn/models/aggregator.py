@@ -40,18 +40,21 @@ def run_frame_block(
     x: Tensor,  # [B, F, T, C]
     rope: RopeTable | None,
     frames_per_chunk: int,
+    key_mask: Tensor | None = None,  # [B, F, T] bool
 ) -> Tensor:
-    """Apply a block within each frame.
+    """Apply a block within each frame. Tokens outside the mask are attended to by none.
 
     Without autograd ``x`` is overwritten and returned; with it, chunks are ignored and ``x`` is
     left alone.
     """
     # torch's fused attention wants exactly one batch axis before the heads.
     frames = x.flatten(0, 1)
+    masks = None if key_mask is None else key_mask.flatten(0, 1)
     if torch.is_grad_enabled():
-        return block(frames, rope).unflatten(0, x.shape[:2])
+        return block(frames, rope, masks).unflatten(0, x.shape[:2])
     for start, stop in spans(len(frames), frames_per_chunk):
-        frames[start:stop] = block(frames[start:stop], rope)
+        mask = None if masks is None else masks[start:stop]
+        frames[start:stop] = block(frames[start:stop], rope, mask)
     return frames.unflatten(0, x.shape[:2])
 
 
@@ -145,6 +148,7 @@ class Aggregator(nn.Module):
         rope: RopeTable,
         *,
         taps: Collection[int],
+        key_mask: Tensor | None = None,  # [B, F, T] bool
         tap_dtype: torch.dtype = torch.float32,
         frames_per_chunk: int,
         autocast: Callable[[], AbstractContextManager[object]],
@@ -157,6 +161,7 @@ class Aggregator(nn.Module):
             run: Attention of the global layers.
             rope: Rotations of one frame's tokens.
             taps: Layers to keep.
+            key_mask: False for tokens that none of their frame attends to.
             tap_dtype: Type to keep them in.
             frames_per_chunk: Frames processed together.
             autocast: Makes the context in which one block runs.
@@ -175,7 +180,7 @@ class Aggregator(nn.Module):
             assert isinstance(frame_block, Block)
             assert isinstance(global_block, Block)
             with autocast():
-                x = run_frame_block(frame_block, x, rope, frames_per_chunk)
+                x = run_frame_block(frame_block, x, rope, frames_per_chunk, key_mask)
             # The global block may overwrite x, so what is kept of it is copied first.
             frame_special = x[:, :, :num_special].clone() if layer == depth - 1 else None
             if layer in taps:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention.dense import dense_attention
 from .rope import RopeTable, apply_rope
 from .swiglu import SwiGlu, swiglu_hidden
 
@@ -167,7 +168,18 @@ class Block(nn.Module):
         x = x + self.ls1(self.attn.merge(attended))
         return x + self.ls2(self.mlp(self.norm2(x)))
 
-    def forward(self, x: Tensor, rope: RopeTable | None = None) -> Tensor:
-        """Apply the block to ``x``, ``[..., T, C]``."""
+    def forward(
+        self,
+        x: Tensor,  # [F, T, C]
+        rope: RopeTable | None = None,
+        key_mask: Tensor | None = None,  # [F, T] bool
+    ) -> Tensor:
+        """Apply the block to ``x``; without a mask it may have any batch axes.
+
+        Args:
+            x: Tokens.
+            rope: Rotations of the tokens.
+            key_mask: False for tokens that none attends to.
+        """
         q, k, v = self.project(x, rope)
-        return self.finish(x, F.scaled_dot_product_attention(q, k, v))
+        return self.finish(x, dense_attention(q, k, v, key_mask=key_mask))

@@ -31,6 +31,8 @@ class ForwardRun:
     grid: tuple[int, int]
     """Rows and columns of patches."""
     recorder: StageRecorder
+    patch_mask: Tensor | None = None  # [B, F, P] bool
+    """False for patches that nobody attends to; all are attended to if not given."""
 
     @classmethod
     def begin(
@@ -40,6 +42,7 @@ class ForwardRun:
         options: InferenceOptions,
         device: torch.device,
         progress: Progress | None,
+        patch_mask: Tensor | None = None,  # [B, F, P] bool
     ) -> ForwardRun:
         """Choose precision and chunks.
 
@@ -53,18 +56,31 @@ class ForwardRun:
             memory=plan_memory(shape, options, device, dtype),
             grid=grid,
             recorder=StageRecorder(device, progress),
+            patch_mask=None if patch_mask is None else patch_mask.to(device),
         )
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context in which one block runs."""
         return autocast(self.device, self.dtype)
 
+    def token_mask(self, num_special: int, *, is_special_last: bool = False) -> Tensor | None:
+        """Return which tokens of every frame may be attended to, ``[B, F, T]``; none for all."""
+        if self.patch_mask is None:
+            return None
+        special = self.patch_mask.new_ones(*self.patch_mask.shape[:2], num_special)
+        parts = [special, self.patch_mask]
+        return torch.cat(parts[::-1] if is_special_last else parts, dim=2)
+
+    def mask_of(self, start: int, stop: int) -> Tensor | None:
+        """Return the patch mask of a chunk of frames with scenes joined, ``[B * f, P]``."""
+        return None if self.patch_mask is None else self.patch_mask[:, start:stop].flatten(0, 1)
+
     def encode(
         self,
         images: Tensor,  # [B, F, 3, H, W]
         special: Tensor,  # [1, F, S, C]
         normalize: Callable[[Tensor], Tensor],
-        encoder: Callable[[Tensor], Tensor],
+        encoder: Callable[[Tensor, Tensor | None], Tensor],
     ) -> Tensor:
         """Return special and patch tokens before the first layer, ``[B, F, T, C]`` in float32.
 
@@ -72,7 +88,8 @@ class ForwardRun:
             images: The images, on any device.
             special: Special tokens of all frames; frames may be broadcast.
             normalize: Turns a chunk of images into what the encoder takes.
-            encoder: Turns ``[f, 3, H, W]`` into patch tokens ``[f, P, C]``.
+            encoder: Turns ``[f, 3, H, W]`` and the patch mask ``[f, P]``, if there is one, into
+                patch tokens ``[f, P, C]``.
         """
         batch, num_frames = images.shape[:2]
         num_special = special.shape[2]
@@ -84,7 +101,7 @@ class ForwardRun:
         with self.recorder.stage("encoder", num_frames) as report, self.autocast():
             for start, stop in spans(num_frames, self.memory.frames_per_chunk):
                 pixels = normalize(images[:, start:stop].to(self.device))
-                patches = encoder(pixels.flatten(0, 1))
+                patches = encoder(pixels.flatten(0, 1), self.mask_of(start, stop))
                 x[:, start:stop, num_special:] = patches.unflatten(0, (batch, stop - start))
                 report(stop)
         return x

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..errors import check_tensor
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of red, green and blue that every encoder was trained with."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -53,6 +55,34 @@ def check_images(images: object, patch_size: int) -> Tensor:
         if not (low >= 0.0 and high <= 1.0):
             raise ValueError(f"`images` must lie in [0, 1], got values from {low:g} to {high:g}.")
     return images if images.ndim == 5 else images.unsqueeze(0)
+
+
+def check_masks(masks: object, images: Tensor, patch_size: int) -> Tensor | None:
+    """Check masks and tell which patches show anything that may be used.
+
+    Args:
+        masks: True where a pixel may be used, ``[B, F, H, W]`` or ``[F, H, W]`` booleans, or none.
+        images: Checked images, ``[B, F, 3, H, W]``.
+        patch_size: Side of a patch.
+
+    Returns:
+        ``[B, F, P]`` booleans, false where a patch has no usable pixel; ``None`` if all have.
+
+    Raises:
+        TypeError: If it is no boolean tensor.
+        ValueError: If the shape is not that of the images.
+    """
+    if masks is None:
+        return None
+    batch, num_frames, _, height, width = images.shape
+    if isinstance(masks, Tensor) and masks.ndim == 3 and batch == 1:
+        masks = masks.unsqueeze(0)
+    masks = check_tensor("masks", masks, (batch, num_frames, height, width), is_floating=False)
+    if masks.dtype != torch.bool:
+        raise TypeError(f"`masks` must be boolean, got {masks.dtype}.")
+    grid = (height // patch_size, patch_size, width // patch_size, patch_size)
+    patches = masks.reshape(batch, num_frames, *grid).any(-1).any(-2).flatten(2)
+    return None if bool(patches.all()) else patches
 
 
 def normalize_images(

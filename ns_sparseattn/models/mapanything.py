@@ -25,7 +25,7 @@ from ..stages import Progress
 from .block import LayerNorm
 from .compute import InferenceOptions, full_precision, spans
 from .forward_run import ForwardRun, explain_lack_of_memory, focal_notes
-from .images import check_images, normalize_images
+from .images import check_images, check_masks, normalize_images
 from .mapanything_config import (
     BLOCK_NORM_EPS,
     POSE_WIDTH_PER_PATCH_PIXEL,
@@ -128,6 +128,7 @@ class MapAnything(nn.Module):
         images: Tensor,  # [B, F, 3, H, W]
         *,
         priors: Sequence[FramePrior | None] | None = None,
+        masks: Tensor | None = None,  # [B, F, H, W] bool
         plan: AttentionPlan | None = None,
         keep_layers: Collection[int] = (),
         keep_rays: bool = True,
@@ -144,6 +145,8 @@ class MapAnything(nn.Module):
                 sides are multiples of the patch size. They may be on another device than the model.
             priors: What is known of each frame; for a single scene only. If any frame has a pose,
                 the first must have one, and a depth needs intrinsics or rays of the same frame.
+            masks: True where a pixel may be used. Patches without such a pixel are attended to by
+                none, in encoder, frame and global layers alike.
             plan: Attention of the global layers; dense if not given.
             keep_layers: Blocks whose tokens to return.
             keep_rays: Return rays and depth along them.
@@ -166,7 +169,8 @@ class MapAnything(nn.Module):
             )
         images = check_images(images, config.patch_size)
         geometry = _prepare(priors, images)
-        run = self._begin(images, keep_rays, options or InferenceOptions(), progress)
+        patches = check_masks(masks, images, config.patch_size)
+        run = self._begin(images, keep_rays, options or InferenceOptions(), progress, patches)
         fused, x = self._encode(images, geometry, run)
         shared, attention = self._share(x, plan or AttentionPlan.dense(), keep_layers, run)
         del x
@@ -187,6 +191,7 @@ class MapAnything(nn.Module):
         images: Tensor,  # [F, 3, H, W]
         *,
         priors: Sequence[FramePrior | None] | None = None,
+        masks: Tensor | None = None,  # [F, H, W] bool
         plan: AttentionPlan | None = None,
         camera_ids: Sequence[int] | None = None,
         options: InferenceOptions | None = None,
@@ -198,6 +203,7 @@ class MapAnything(nn.Module):
             images: RGB, uint8 or float in [0, 1], ``[F, 3, H, W]``. The first frame is the
                 reference.
             priors: What is known of each frame, as in `forward`.
+            masks: True where a pixel may be used, as in `forward`.
             plan: Attention of the global layers; dense if not given.
             camera_ids: One number per frame; frames of one number share their intrinsics. Each
                 frame has its own if not given.
@@ -219,6 +225,7 @@ class MapAnything(nn.Module):
             output = self(
                 images,
                 priors=priors,
+                masks=masks,
                 plan=plan,
                 # Rays of all frames take much memory, and frames can be fitted one by one.
                 keep_rays=camera_ids is not None,
@@ -259,7 +266,7 @@ class MapAnything(nn.Module):
         run = self._begin(images, False, options or InferenceOptions(), None)
         tokens = []
         for start, stop in spans(images.shape[1], run.memory.frames_per_chunk):
-            tokens.append(self._encode_images(images[:, start:stop], run))
+            tokens.append(self._encode_images(images[:, start:stop], None, run))
         return torch.cat(tokens, dim=1)
 
     def _begin(
@@ -268,6 +275,7 @@ class MapAnything(nn.Module):
         keep_rays: bool,
         options: InferenceOptions,
         progress: Progress | None,
+        patch_mask: Tensor | None = None,
     ) -> ForwardRun:
         config = self.config
         batch, num_frames, _, height, width = images.shape
@@ -282,7 +290,7 @@ class MapAnything(nn.Module):
             num_taps=(len(config.taps) + 2) // 2,
             num_maps=_NUM_MAPS + _NUM_RAY_MAPS * keep_rays,
         )
-        return ForwardRun.begin(shape, grid, options, self.device, progress)
+        return ForwardRun.begin(shape, grid, options, self.device, progress, patch_mask)
 
     def _encode(
         self, images: Tensor, geometry: GeometryInputs | None, run: ForwardRun
@@ -298,7 +306,8 @@ class MapAnything(nn.Module):
         x = like.new_empty(batch, num_frames, num_patches + config.num_special, config.dim)
         with run.recorder.stage("encoder", num_frames) as report:
             for start, stop in spans(num_frames, run.memory.frames_per_chunk):
-                tokens = self._encode_images(images[:, start:stop], run)
+                mask = run.mask_of(start, stop)
+                tokens = self._encode_images(images[:, start:stop], mask, run)
                 patches, class_token = tokens.split([num_patches, 1], dim=2)
                 with full_precision(run.device):
                     if geometry is not None:
@@ -312,11 +321,11 @@ class MapAnything(nn.Module):
                 report(stop)
         return fused, x
 
-    def _encode_images(self, images: Tensor, run: ForwardRun) -> Tensor:
+    def _encode_images(self, images: Tensor, patch_mask: Tensor | None, run: ForwardRun) -> Tensor:
         """Return patch tokens, then the class token, ``[B, F, P + 1, E]`` in float32."""
         with run.autocast():
             pixels = normalize_images(images.to(run.device)).flatten(0, 1)
-            tokens = self.encoder.model.encode(pixels)
+            tokens = self.encoder.model.encode(pixels, patch_mask)
         tokens = torch.cat([tokens[:, 1:], tokens[:, :1]], dim=1)
         return tokens.float().unflatten(0, images.shape[:2])
 
@@ -349,6 +358,11 @@ class MapAnything(nn.Module):
         self, x: Tensor, plan: AttentionPlan, keep_layers: Collection[int], run: ForwardRun
     ) -> tuple[TransformerOutput, tuple[LayerStats, ...]]:
         config = self.config
+        token_mask = run.token_mask(config.num_special, is_special_last=True)
+        key_mask = None
+        if token_mask is not None:
+            # The scale token, which has no frame, is attended to by all.
+            key_mask = F.pad(token_mask.flatten(1), (0, 1), value=True)
         attention = AttentionRun(
             plan,
             TokenLayout(
@@ -360,6 +374,7 @@ class MapAnything(nn.Module):
                 num_trailing=1,
             ),
             config.num_global_layers,
+            key_mask=key_mask,
         )
         scale_token = self.info_sharing.proj_embed(self.scale_token).expand(x.shape[0], 1, -1)
         with run.recorder.stage("attention", config.depth) as report:
@@ -370,6 +385,7 @@ class MapAnything(nn.Module):
                 num_patches=run.grid[0] * run.grid[1],
                 taps=config.taps,
                 keep_layers=keep_layers,
+                key_mask=token_mask,
                 tap_dtype=run.memory.tap_dtype,
                 frames_per_chunk=run.memory.frames_per_chunk,
                 autocast=run.autocast,
@@ -392,13 +408,15 @@ class MapAnything(nn.Module):
         layers = [shared.taps[layer] for layer in (*self.config.taps, last)]
         taps = [patches.flatten(0, 1) for patches in (fused, *layers)]
         scales = scale.repeat_interleave(num_frames, dim=0)  # [B * F, 1]
+        masks = run.mask_of(0, num_frames)
         chunks: list[dict[str, Tensor]] = []
         with run.recorder.stage("depth", num_frames) as report:
             for start, stop in spans(batch * num_frames, run.memory.head_frames_per_chunk):
                 maps = [
                     tap[start:stop].float().transpose(1, 2).unflatten(2, run.grid) for tap in taps
                 ]
-                chunks.append(self._decode_frames(maps, scales[start:stop], keep_rays, fit))
+                mask = None if masks is None else masks[start:stop]
+                chunks.append(self._decode_frames(maps, mask, scales[start:stop], keep_rays, fit))
                 report(stop // batch)
         return {
             name: torch.cat([chunk[name] for chunk in chunks]).unflatten(0, (batch, num_frames))
@@ -406,7 +424,12 @@ class MapAnything(nn.Module):
         }
 
     def _decode_frames(
-        self, maps: list[Tensor], scale: Tensor, keep_rays: bool, fit: IntrinsicsFit
+        self,
+        maps: list[Tensor],
+        patch_mask: Tensor | None,
+        scale: Tensor,
+        keep_rays: bool,
+        fit: IntrinsicsFit,
     ) -> dict[str, Tensor]:
         rows, columns = maps[0].shape[2:]
         size = (rows * self.config.patch_size, columns * self.config.patch_size)
@@ -416,7 +439,7 @@ class MapAnything(nn.Module):
         along_ray = raw[:, 3].exp() * scale.unsqueeze(-1)
         confidence = 1 + raw[:, 4].exp()
         outputs = {
-            "cam_from_world": decode_pose(self.pose_head(maps[-1]), scale),
+            "cam_from_world": decode_pose(self.pose_head(maps[-1], patch_mask), scale),
             "intrinsics": fit_intrinsics(rays, confidence, fit=fit).to(rays),
             "depth": rays[..., 2] * along_ray,
             "confidence": confidence,

@@ -75,9 +75,11 @@ class PoseHead(PoseRegressor):
     def forward(
         self,
         x: Tensor,  # [F, C, gh, gw]
+        patch_mask: Tensor | None = None,  # [F, gh * gw] bool
     ) -> Tensor:
         """Return translation and unnormalised quaternion (x, y, z, w), ``[F, 7]``."""
-        return torch.cat(self.regress(self.proj(x.flatten(2).transpose(1, 2))), dim=1)
+        patches = self.proj(x.flatten(2).transpose(1, 2))
+        return torch.cat(self.regress(patches, patch_mask), dim=1)
 
 
 class ScaleHead(nn.Module):

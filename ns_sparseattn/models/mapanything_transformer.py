@@ -80,6 +80,7 @@ class MultiViewTransformer(nn.Module):
         num_patches: int,
         taps: Collection[int],
         keep_layers: Collection[int] = (),
+        key_mask: Tensor | None = None,  # [B, F, T] bool
         tap_dtype: torch.dtype = torch.float32,
         frames_per_chunk: int,
         autocast: Callable[[], AbstractContextManager[object]],
@@ -94,6 +95,7 @@ class MultiViewTransformer(nn.Module):
             num_patches: Patch tokens of a frame; its other tokens follow them.
             taps: Layers whose normalised patch tokens to keep beside the last.
             keep_layers: Layers whose tokens to keep as they are.
+            key_mask: False for tokens that none of their frame attends to.
             tap_dtype: Type to keep taps in.
             frames_per_chunk: Frames processed together.
             autocast: Makes the context in which one block runs.
@@ -109,7 +111,7 @@ class MultiViewTransformer(nn.Module):
             assert isinstance(block, Block)
             with autocast():
                 if layer % 2:
-                    x = run_frame_block(block, x, None, frames_per_chunk)
+                    x = run_frame_block(block, x, None, frames_per_chunk, key_mask)
                 else:
 
                     def attend(q: Tensor, k: Tensor, v: Tensor, index: int = layer // 2) -> Tensor:

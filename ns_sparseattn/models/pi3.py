@@ -25,7 +25,7 @@ from .aggregator import run_frame_block, run_global_block
 from .block import Block
 from .compute import InferenceOptions, full_precision, spans
 from .forward_run import ForwardRun, explain_lack_of_memory, focal_notes
-from .images import IMAGENET_MEAN, IMAGENET_STD, check_images, normalize_images
+from .images import IMAGENET_MEAN, IMAGENET_STD, check_images, check_masks, normalize_images
 from .memory import RunShape
 from .pi3_config import Pi3Config
 from .pi3_heads import HeadDecoder, LinearHead, PoseHead, points_from_raw
@@ -120,6 +120,7 @@ class Pi3Base(nn.Module):
         progress: Progress | None,
         *,
         head_features: int,
+        patch_mask: Tensor | None = None,
     ) -> ForwardRun:
         config = self.config
         batch, num_frames, _, height, width = images.shape
@@ -133,7 +134,7 @@ class Pi3Base(nn.Module):
             num_taps=1,
             num_maps=_NUM_MAPS,
         )
-        return ForwardRun.begin(shape, grid, options, self.device, progress)
+        return ForwardRun.begin(shape, grid, options, self.device, progress, patch_mask)
 
     def _encode(self, images: Tensor, run: ForwardRun) -> Tensor:
         """Return register and patch tokens before the first block, ``[B, F, T, C]`` in float32."""
@@ -174,7 +175,13 @@ class Pi3Base(nn.Module):
             grid_height=run.grid[0],
             grid_width=run.grid[1],
         )
-        attention = AttentionRun(plan, layout, config.num_global_layers)
+        token_mask = run.token_mask(config.num_registers)
+        attention = AttentionRun(
+            plan,
+            layout,
+            config.num_global_layers,
+            key_mask=None if token_mask is None else token_mask.flatten(1),
+        )
         rope = self._rope(run, config.decoder_block.head_size)
         kept: dict[int, Tensor] = {}
         outputs: list[Tensor] = []
@@ -183,7 +190,7 @@ class Pi3Base(nn.Module):
                 assert isinstance(block, Block)
                 with run.autocast():
                     if index % 2 == 0:
-                        x = run_frame_block(block, x, rope, run.memory.frames_per_chunk)
+                        x = run_frame_block(block, x, rope, run.memory.frames_per_chunk, token_mask)
                     else:
                         attend = functools.partial(attention.attend, index // 2)
                         x = run_global_block(block, x, rope, run.memory.frames_per_chunk, attend)
@@ -200,7 +207,7 @@ class Pi3Base(nn.Module):
         self,
         stage: str,
         decoder: HeadDecoder,
-        head: Callable[[Tensor], Tensor],
+        head: Callable[[Tensor, Tensor | None], Tensor],
         tokens: Tensor,  # [B, F, T, 2 C]
         run: ForwardRun,
     ) -> Tensor:
@@ -209,7 +216,8 @@ class Pi3Base(nn.Module):
         Args:
             stage: Name for the record.
             decoder: The head's own blocks.
-            head: Turns patch tokens ``[f, P, C]`` into values of ``f`` frames, in float32.
+            head: Turns patch tokens ``[f, P, C]``, and the mask ``[f, P]`` of those that count,
+                into values of ``f`` frames, in float32.
             tokens: Tokens of the main decoder.
             run: Precision, chunks, memory.
 
@@ -219,12 +227,17 @@ class Pi3Base(nn.Module):
         batch, num_frames = tokens.shape[:2]
         rope = self._rope(run, self.config.head_block.head_size)
         frames = tokens.flatten(0, 1)
+        token_mask = run.token_mask(self.config.num_registers)
+        masks = None if token_mask is None else token_mask.flatten(0, 1)
+        num_special = self.config.num_registers
         values = []
         with run.recorder.stage(stage, num_frames) as report, run.autocast():
             for start, stop in spans(len(frames), run.memory.head_frames_per_chunk):
-                decoded = decoder(frames[start:stop].float(), rope)
+                mask = None if masks is None else masks[start:stop]
+                decoded = decoder(frames[start:stop].float(), rope, mask)
+                of_patches = None if mask is None else mask[:, num_special:]
                 with full_precision(run.device):
-                    values.append(head(decoded[:, self.config.num_registers :].float()))
+                    values.append(head(decoded[:, num_special:].float(), of_patches))
                 report(stop // batch)
         return torch.cat(values).unflatten(0, (batch, num_frames))
 
@@ -275,6 +288,7 @@ class Pi3(Pi3Base):
         self,
         images: Tensor,  # [B, F, 3, H, W]
         *,
+        masks: Tensor | None = None,  # [B, F, H, W] bool
         plan: AttentionPlan | None = None,
         keep_layers: Collection[int] = (),
         options: InferenceOptions | None = None,
@@ -285,6 +299,8 @@ class Pi3(Pi3Base):
         Args:
             images: RGB, uint8 or float in [0, 1], ``[B, F, 3, H, W]`` or ``[F, 3, H, W]``, sides
                 multiples of the patch size.
+            masks: True where a pixel may be used. Patches without such a pixel are attended to by
+                none, in encoder, frame and global layers and heads alike.
             plan: Attention of the global layers; dense if not given.
             keep_layers: Blocks whose tokens to return.
             options: Precision, chunks, memory.
@@ -300,7 +316,13 @@ class Pi3(Pi3Base):
         """
         self._check_layers(keep_layers)
         images = check_images(images, self.config.patch_size)
-        run = self._begin(images, options or InferenceOptions(), progress, head_features=0)
+        run = self._begin(
+            images,
+            options or InferenceOptions(),
+            progress,
+            head_features=0,
+            patch_mask=check_masks(masks, images, self.config.patch_size),
+        )
         tokens, kept, stats = self._decode(
             self._encode(images, run),
             plan or AttentionPlan.dense(),
@@ -309,11 +331,11 @@ class Pi3(Pi3Base):
             lambda index, x: x,
         )
 
-        def points(patches: Tensor) -> Tensor:
+        def points(patches: Tensor, _: Tensor | None) -> Tensor:
             raw = self.point_head(patches, run.grid)
             return points_from_raw(raw[:, :2], raw[:, 2:])
 
-        def confidence(patches: Tensor) -> Tensor:
+        def confidence(patches: Tensor, _: Tensor | None) -> Tensor:
             return self.conf_head(patches, run.grid)[:, 0]
 
         return Pi3Output(
@@ -334,6 +356,7 @@ class Pi3(Pi3Base):
         self,
         images: Tensor,  # [F, 3, H, W]
         *,
+        masks: Tensor | None = None,  # [F, H, W] bool
         plan: AttentionPlan | None = None,
         camera_ids: Sequence[int] | None = None,
         options: InferenceOptions | None = None,
@@ -343,6 +366,7 @@ class Pi3(Pi3Base):
 
         Args:
             images: RGB, uint8 or float in [0, 1], ``[F, 3, H, W]``.
+            masks: True where a pixel may be used, as in `forward`.
             plan: Attention of the global layers; dense if not given.
             camera_ids: One number per frame; frames of one number share their intrinsics. Each
                 frame has its own if not given.
@@ -360,6 +384,6 @@ class Pi3(Pi3Base):
         """
         return self._predict(
             images,
-            lambda: self(images, plan=plan, options=options, progress=progress),
+            lambda: self(images, masks=masks, plan=plan, options=options, progress=progress),
             camera_ids,
         )

@@ -32,11 +32,12 @@ class HeadDecoder(nn.Module):
         self,
         tokens: Tensor,  # [F, T, C]
         rope: RopeTable,
+        key_mask: Tensor | None = None,  # [F, T] bool
     ) -> Tensor:
-        """Return ``[F, T, dim_out]``."""
+        """Return ``[F, T, dim_out]``; tokens outside the mask are attended to by none."""
         x = self.projects(tokens)
         for block in self.blocks:
-            x = block(x, rope)
+            x = block(x, rope, key_mask)
         return self.linear_out(x)
 
 
@@ -67,9 +68,10 @@ class PoseHead(PoseRegressor):
     def forward(
         self,
         patches: Tensor,  # [F, P, C]
+        patch_mask: Tensor | None = None,  # [F, P] bool
     ) -> Tensor:
         """Return ``world_from_cam``, ``[F, 3, 4]``, OpenCV axes."""
-        translation, rows = self.regress(patches)
+        translation, rows = self.regress(patches, patch_mask)
         return torch.cat([rotation_from_rows(rows), translation.unsqueeze(-1)], dim=-1)
 
 

@@ -7,9 +7,9 @@ size.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention.dense import dense_attention
 from .block import LayerNorm, Mlp
 from .pi3_config import NORM_EPS
 from .rope import RopeTable, apply_rope
@@ -33,13 +33,15 @@ class _CrossAttention(nn.Module):
         x: Tensor,  # [B, 1, C]
         context: Tensor,  # [B, F, T, C]
         rope: RopeTable,
+        key_mask: Tensor | None,  # [B, F, T] bool
     ) -> Tensor:
         # The token sits at position (0, 0), where the rotation is the identity.
         q = self._split(self.q_proj(x).unsqueeze(1))  # [B, 1, h, 1, D]
         k, v = self._split(self.k_proj(context)), self._split(self.v_proj(context))
         k = apply_rope(k, rope).to(v.dtype)
         k, v = (part.transpose(1, 2).flatten(2, 3) for part in (k, v))  # [B, h, F * T, D]
-        attended = F.scaled_dot_product_attention(q[:, 0], k, v)
+        mask = None if key_mask is None else key_mask.flatten(1)
+        attended = dense_attention(q[:, 0], k, v, key_mask=mask)
         return self.proj(attended.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
@@ -57,8 +59,10 @@ class _CrossBlock(nn.Module):
         self.cross_attn = _CrossAttention(dim, num_heads)
         self.mlp = Mlp(dim, _MLP_RATIO * dim, dim)
 
-    def forward(self, x: Tensor, context: Tensor, rope: RopeTable) -> Tensor:
-        x = x + self.cross_attn(self.norm2(x), self.norm_y(context), rope)
+    def forward(
+        self, x: Tensor, context: Tensor, rope: RopeTable, key_mask: Tensor | None
+    ) -> Tensor:
+        x = x + self.cross_attn(self.norm2(x), self.norm_y(context), rope, key_mask)
         return x + self.mlp(self.norm3(x))
 
 
@@ -77,6 +81,7 @@ class MetricDecoder(nn.Module):
         token: Tensor,  # [B, 1, C]
         context: Tensor,  # [B, F, T, C]
         rope: RopeTable,
+        key_mask: Tensor | None = None,  # [B, F, T] bool
     ) -> Tensor:
         """Return what the token has gathered, ``[B, 1, dim]``.
 
@@ -84,8 +89,9 @@ class MetricDecoder(nn.Module):
             token: The learned token of each scene.
             context: All tokens of each scene.
             rope: Rotations of one frame's tokens, for the head size of this decoder.
+            key_mask: False for tokens that are left out.
         """
         x, context = self.projects_x(token), self.projects_y(context)
         for block in self.blocks:
-            x = block(x, context, rope)
+            x = block(x, context, rope, key_mask)
         return self.linear_out(x)

@@ -16,9 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..attention.dense import dense_attention
 from .block import Block, BlockConfig
 from .compute import spans
 from .rope import RopeTable, apply_rope, grid_positions, rope_table
@@ -94,6 +94,7 @@ class PoseInjection(Block):
         patches: Tensor,  # [F, P, C]
         poses: RelativePoses,
         frames_per_chunk: int,
+        key_mask: Tensor | None = None,  # [F, P] bool
     ) -> Tensor:
         """Return the sum of both branches, ``[F, P, C]``.
 
@@ -101,6 +102,7 @@ class PoseInjection(Block):
             patches: Patch tokens of all posed frames of one scene.
             poses: Their poses.
             frames_per_chunk: Frames that all but the attention processes together.
+            key_mask: False for patches that none attends to.
         """
         num_frames, num_patches = patches.shape[:2]
         chunks = list(spans(num_frames, frames_per_chunk))
@@ -110,7 +112,8 @@ class PoseInjection(Block):
             for part in zip(*parts, strict=True)
         )
         del parts
-        attended = F.scaled_dot_product_attention(q, k, v)[0]
+        mask = None if key_mask is None else key_mask.reshape(1, -1)
+        attended = dense_attention(q, k, v, key_mask=mask)[0]
         attended = attended.unflatten(1, (num_frames, num_patches)).transpose(0, 1)
         return torch.cat([self._finish(patches, attended, poses, *chunk) for chunk in chunks])
 

@@ -20,7 +20,7 @@ from ..prediction import Prediction, ScaleKind
 from ..stages import Progress
 from .compute import InferenceOptions, full_precision, spans
 from .forward_run import ForwardRun
-from .images import check_images
+from .images import check_images, check_masks
 from .pi3 import Pi3Base, Pi3Output
 from .pi3_conditions import Pi3XConditions, ScaledConditions
 from .pi3_config import Pi3XConfig
@@ -80,6 +80,7 @@ class Pi3X(Pi3Base):
         images: Tensor,  # [B, F, 3, H, W]
         *,
         conditions: Pi3XConditions | None = None,
+        masks: Tensor | None = None,  # [B, F, H, W] bool
         plan: AttentionPlan | None = None,
         keep_layers: Collection[int] = (),
         options: InferenceOptions | None = None,
@@ -91,6 +92,8 @@ class Pi3X(Pi3Base):
             images: RGB, uint8 or float in [0, 1], ``[B, F, 3, H, W]`` or ``[F, 3, H, W]``, sides
                 multiples of the patch size.
             conditions: What is known about the frames.
+            masks: True where a pixel may be used. Patches without such a pixel are attended to by
+                none, wherever there is attention.
             plan: Attention of the global layers; dense if not given. The few layers by which poses
                 are told are always dense.
             keep_layers: Blocks whose tokens to return, before a pose is told to them.
@@ -118,7 +121,11 @@ class Pi3X(Pi3Base):
             conditions.check(batch, num_frames, height, width)
         told = ScaledConditions.of(conditions or Pi3XConditions(), batch, num_frames, self.device)
         run = self._begin(
-            images, options or InferenceOptions(), progress, head_features=self._head_features
+            images,
+            options or InferenceOptions(),
+            progress,
+            head_features=self._head_features,
+            patch_mask=check_masks(masks, images, self.config.patch_size),
         )
         x = self._encode(images, run)
         if bool((told.has_depth | told.has_rays).any()):
@@ -127,11 +134,11 @@ class Pi3X(Pi3Base):
             x, plan or AttentionPlan.dense(), keep_layers, run, self._pose_teller(told, run)
         )
 
-        def points(patches: Tensor) -> Tensor:
+        def points(patches: Tensor, _: Tensor | None) -> Tensor:
             xy, log_depth = self.point_head(patches, run.grid)
             return points_from_raw(xy, log_depth, _MAX_LOG_DEPTH)
 
-        def confidence(patches: Tensor) -> Tensor:
+        def confidence(patches: Tensor, _: Tensor | None) -> Tensor:
             return self.conf_head(patches, run.grid)[0][:, 0]
 
         local_points = self._run_head("points", self.point_decoder, points, tokens, run)
@@ -156,6 +163,7 @@ class Pi3X(Pi3Base):
         images: Tensor,  # [F, 3, H, W]
         *,
         priors: Sequence[FramePrior | None] | None = None,
+        masks: Tensor | None = None,  # [F, H, W] bool
         plan: AttentionPlan | None = None,
         camera_ids: Sequence[int] | None = None,
         options: InferenceOptions | None = None,
@@ -168,6 +176,7 @@ class Pi3X(Pi3Base):
             priors: What is known about each frame, ``None`` for frames without. The network uses it
                 as advice, and never sees its scale, because depth and distances are divided by
                 their means: the result has a world and a scale of its own.
+            masks: True where a pixel may be used, as in `forward`.
             plan: Attention of the global layers; dense if not given.
             camera_ids: One number per frame; frames of one number share their intrinsics. Each
                 frame has its own if not given.
@@ -197,7 +206,12 @@ class Pi3X(Pi3Base):
                         "so it was not used."
                     )
             return self(
-                images, conditions=conditions, plan=plan, options=options, progress=progress
+                images,
+                conditions=conditions,
+                masks=masks,
+                plan=plan,
+                options=options,
+                progress=progress,
             )
 
         prediction = self._predict(images, run, camera_ids)
@@ -239,8 +253,9 @@ class Pi3X(Pi3Base):
             num_special = self.config.num_registers
             for scene, frames, poses in scenes:
                 patches = x[scene, frames, num_special:]
+                mask = None if run.patch_mask is None else run.patch_mask[scene, frames]
                 with run.autocast():
-                    change = block.inject(patches, poses, run.memory.frames_per_chunk)
+                    change = block.inject(patches, poses, run.memory.frames_per_chunk, mask)
                 x = x.clone() if torch.is_grad_enabled() else x
                 x[scene, frames, num_special:] = patches + change
             return x
@@ -258,7 +273,8 @@ class Pi3X(Pi3Base):
         rope = self._rope(run, self._metric_head_size)
         token = self.metric_token.expand(len(tokens), -1, -1)
         with run.recorder.stage("scale", 1) as report, run.autocast():
-            gathered = self.metric_decoder(token, tokens.float(), rope)
+            mask = run.token_mask(self.config.num_registers)
+            gathered = self.metric_decoder(token, tokens.float(), rope, mask)
             with full_precision(run.device):
                 scale = self.metric_head(gathered.float())[:, 0, 0].exp()
             report(1)

@@ -68,7 +68,17 @@ class PoseRegressor(nn.Module):
     def regress(
         self,
         patches: Tensor,  # [F, P, C]
+        patch_mask: Tensor | None = None,  # [F, P] bool
     ) -> tuple[Tensor, Tensor]:
-        """Return translations ``[F, 3]`` and raw rotations ``[F, num_rotation]``."""
-        pooled = self.more_mlps(self.res_conv(patches).mean(dim=1))
+        """Return translations ``[F, 3]`` and raw rotations ``[F, num_rotation]``.
+
+        Masked patches do not count, unless a frame has no other.
+        """
+        values = self.res_conv(patches)
+        if patch_mask is None:
+            mean = values.mean(dim=1)
+        else:
+            counts = (patch_mask | ~patch_mask.any(1, keepdim=True)).to(values).unsqueeze(-1)
+            mean = (values * counts).sum(1) / counts.sum(1)
+        pooled = self.more_mlps(mean)
         return self.fc_t(pooled), self.fc_rot(pooled)

@@ -23,7 +23,7 @@ from .camera_head import CameraHead
 from .compute import InferenceOptions, full_precision, spans
 from .dpt import DptHead
 from .forward_run import ForwardRun, explain_lack_of_memory, focal_notes
-from .images import check_images, normalize_images
+from .images import check_images, check_masks, normalize_images
 from .memory import RunShape
 from .pose_encoding import activate_pose_encoding, decode_pose
 from .rope import grid_positions, rope_table
@@ -111,6 +111,7 @@ class VGGT(nn.Module):
         self,
         images: Tensor,  # [B, F, 3, H, W]
         *,
+        masks: Tensor | None = None,  # [B, F, H, W] bool
         plan: AttentionPlan | None = None,
         heads: Collection[Head] = ("camera", "depth"),
         keep_layers: Collection[int] = (),
@@ -124,6 +125,8 @@ class VGGT(nn.Module):
         Args:
             images: RGB, float in [0, 1] or uint8, ``[B, F, 3, H, W]`` or ``[F, 3, H, W]``; both
                 sides are multiples of the patch size. They may be on another device than the model.
+            masks: True where a pixel may be used. Patches without such a pixel are attended to by
+                none, in encoder, frame and global layers alike.
             plan: Attention of the global layers; dense if not given.
             heads: Heads to run.
             keep_layers: Layers whose tokens to return.
@@ -147,7 +150,8 @@ class VGGT(nn.Module):
                 f"`keep_layers` must lie in [0, {self.config.depth}), got {sorted(keep_layers)}."
             )
         images = check_images(images, self.config.patch_size)
-        run = self._begin(images, heads, options or InferenceOptions(), progress)
+        patches = check_masks(masks, images, self.config.patch_size)
+        run = self._begin(images, heads, options or InferenceOptions(), progress, patches)
         taps = {*keep_layers, *(self.config.taps if {"depth", "points"} & set(heads) else ())}
         aggregated, attention = self._aggregate(images, plan or AttentionPlan.dense(), taps, run)
 
@@ -175,6 +179,7 @@ class VGGT(nn.Module):
         self,
         images: Tensor,  # [F, 3, H, W]
         *,
+        masks: Tensor | None = None,  # [F, H, W] bool
         plan: AttentionPlan | None = None,
         options: InferenceOptions | None = None,
         progress: Progress | None = None,
@@ -184,6 +189,7 @@ class VGGT(nn.Module):
         Args:
             images: RGB, uint8 or float in [0, 1], ``[F, 3, H, W]``. The first frame is the
                 reference.
+            masks: True where a pixel may be used, as in `forward`.
             plan: Attention of the global layers; dense if not given.
             options: Precision, chunks, memory.
             progress: Called as ``progress(stage, done, total)``.
@@ -199,7 +205,7 @@ class VGGT(nn.Module):
         if isinstance(images, Tensor) and images.ndim != 4:
             raise ValueError(f"`images` must have shape [F, 3, H, W], got {list(images.shape)}.")
         with explain_lack_of_memory(len(images), self.device):
-            output = self(images, plan=plan, options=options, progress=progress)
+            output = self(images, masks=masks, plan=plan, options=options, progress=progress)
         tensors = {
             "cam_from_world": output.cam_from_world,
             "intrinsics": output.intrinsics,
@@ -233,6 +239,7 @@ class VGGT(nn.Module):
         heads: Collection[Head],
         options: InferenceOptions,
         progress: Progress | None,
+        patch_mask: Tensor | None = None,
     ) -> ForwardRun:
         config = self.config
         batch, num_frames, _, height, width = images.shape
@@ -246,12 +253,13 @@ class VGGT(nn.Module):
             head_features=config.dpt_features if has_dense else 0,
             num_taps=len(config.taps) if has_dense else 0,
         )
-        return ForwardRun.begin(shape, grid, options, self.device, progress)
+        return ForwardRun.begin(shape, grid, options, self.device, progress, patch_mask)
 
     def _aggregate(
         self, images: Tensor, plan: AttentionPlan, taps: Collection[int], run: ForwardRun
     ) -> tuple[AggregatorOutput, tuple[LayerStats, ...]]:
         config, num_frames = self.config, images.shape[1]
+        token_mask = run.token_mask(config.num_special)
         attention = AttentionRun(
             plan,
             TokenLayout(
@@ -261,6 +269,7 @@ class VGGT(nn.Module):
                 grid_width=run.grid[1],
             ),
             config.depth,
+            key_mask=None if token_mask is None else token_mask.flatten(1),
         )
         rope = rope_table(
             grid_positions(*run.grid, config.num_special, device=run.device),
@@ -273,6 +282,7 @@ class VGGT(nn.Module):
                 attention,
                 rope,
                 taps=taps,
+                key_mask=token_mask,
                 tap_dtype=run.memory.tap_dtype,
                 frames_per_chunk=run.memory.frames_per_chunk,
                 autocast=run.autocast,

@@ -128,18 +128,21 @@ class VisionTransformer(nn.Module):
     def forward(
         self,
         images: Tensor,  # [F, 3, H, W]
+        patch_mask: Tensor | None = None,  # [F, P] bool
     ) -> Tensor:
         """Return the patch tokens, ``[F, P, C]``: `encode` without class and register tokens."""
-        return self.encode(images)[:, 1 + self.config.num_registers :]
+        return self.encode(images, patch_mask)[:, 1 + self.config.num_registers :]
 
     def encode(
         self,
         images: Tensor,  # [F, 3, H, W]
+        patch_mask: Tensor | None = None,  # [F, P] bool
     ) -> Tensor:
         """Return all tokens after the last block, normalised if the network has a final norm.
 
         Args:
             images: Images after ImageNet normalisation; both sides are multiples of the patch size.
+            patch_mask: False for patches that no token attends to.
 
         Returns:
             ``[F, 1 + num_registers + P, C]``: class token, registers, patches.
@@ -157,6 +160,9 @@ class VisionTransformer(nn.Module):
             parts.append(self.register_tokens.expand(num_frames, -1, -1))
         parts.append(self.patch_embed(images) + positions[:, 1:])
         tokens = torch.cat(parts, dim=1)
+        key_mask = None
+        if patch_mask is not None:
+            key_mask = F.pad(patch_mask, (1 + config.num_registers, 0), value=True)
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = block(tokens, key_mask=key_mask)
         return self.norm(tokens) if config.has_final_norm else tokens
