@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from tyro.conf import Suppress
 
 ResizeRule = Literal["fit", "crop", "pad"]
+SizingRule = Literal["auto", "fit", "crop", "pad", "area", "cover"]
 CameraMode = Literal["auto", "single", "per-folder", "per-image"]
 CameraType = Literal["pinhole", "simple_pinhole", "perspective"]
 WorldFrame = Literal["level", "model"]
@@ -37,12 +38,15 @@ class FrameOptions:
     ignored."""
     skip_broken: bool = False
     """Leave out files that cannot be read, and list them, instead of stopping."""
-    resize: ResizeRule = "fit"
-    """fit: the long side becomes `long_side`, nothing is lost. crop: VGGT's own rule, the width
-    becomes `long_side` and rows of portrait photos are cut. pad: fit, then padded with white to a
-    square."""
+    resize: SizingRule = "auto"
+    """auto: the rule of the model, which is fit for VGGT, area for Pi3 and Pi3X, cover for
+    MapAnything. fit: the long side becomes `long_side`, nothing is lost. crop: VGGT's own rule, the
+    width becomes `long_side` and rows of portrait photos are cut. pad: fit, then padded with white
+    to a square. area: Pi3's rule, a number of pixels, 255 000 at the default `long_side`. cover:
+    MapAnything's rule, all photos are cut to the nearest of ten shapes."""
     long_side: int = 518
-    """Longest side of the network's input, pixels. VGGT was trained at 518."""
+    """Longest side of the network's input, pixels; for area, what the number of pixels goes with.
+    The models were trained at 518."""
     patch_size: Annotated[int, Suppress] = 14
     """Both sides of the network's input are multiples of this, pixels. A property of the model, and
     therefore no flag of the command line."""

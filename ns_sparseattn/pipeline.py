@@ -111,7 +111,7 @@ class AttentionOptions:
             return AttentionPlan.block_sparse(
                 density=self.density, mass=self.mass, coarse=self.coarse
             )
-        return AttentionPlan.preset(model, self.attention)
+        return find_model(model).plan(self.attention)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,25 +172,29 @@ def process(options: ProcessOptions, *, progress: Progress | None = None) -> Pro
 
 def _process(options: ProcessOptions, scratch: Path, progress: Progress | None) -> ProcessResult:
     """Do the work of `process`, with a folder for what need not outlive it."""
+    entry = find_model(options.model)
+    plan = options.attention.plan(options.model)
     device = options.weights.resolve_device()
     for source in filter(None, (options.data, options.eval_data)):
         export.check_output(options.output_dir, source, options.export)
     before, after = StageRecorder(device, progress), StageRecorder(device, progress)
     with before.stage("load photos") as report:
         photos = frames.load(
-            options.data, options.frames, eval_data=options.eval_data, progress=report
+            options.data, entry.sized(options.frames), eval_data=options.eval_data, progress=report
         )
     with before.stage("load weights", 1) as report:
         model, weights = load_model(
-            find_model(options.model),
+            entry.family,
             options.weights.weights,
             commercial=options.weights.commercial,
             device=device,
         )
         report(1)
+    usable = photos.usable_pixels() if entry.takes_masks else None
     prediction = model.predict(
         photos.images,
-        plan=options.attention.plan(options.model),
+        **({} if usable is None else {"masks": usable}),
+        plan=plan,
         options=options.inference,
         progress=progress,
     )

@@ -104,18 +104,19 @@ class AttentionReport:
         """
         target = check_report_folder(self.output_dir, self.data, overwrite=self.overwrite)
         device = self.weights.resolve_device()
+        entry = find_model(self.model)
         recorder = StageRecorder(device, progress)
         with recorder.stage("load photos") as done:
             found = [photo.path for photo in find_photos(self.data).photos]
             chosen = found if self.max_frames is None else _spread(found, self.max_frames)
             photos = frames.load(
                 chosen,
-                FrameOptions(long_side=self.long_side, skip_broken=self.skip_broken),
+                entry.sized(FrameOptions(long_side=self.long_side, skip_broken=self.skip_broken)),
                 progress=done,
             )
         with recorder.stage("load weights", 1) as done:
             model, weights = load_model(
-                find_model(self.model),
+                entry.family,
                 self.weights.weights,
                 commercial=self.weights.commercial,
                 device=device,

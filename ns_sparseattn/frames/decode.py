@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import BrokenPhotoError
 from .exif import UPRIGHT, read_camera, read_orientation, turn_upright
+from .pixel_map import Size
 from .types import ExifCamera, Frame
 
 MAX_PIXELS = 500_000_000
@@ -31,6 +32,8 @@ MAX_PIXELS = 500_000_000
 OPAQUE_FROM = 128
 """Alpha from which a pixel counts as part of the photo, of 255."""
 
+_FIRST_ON_ITS_SIDE = 5
+"""EXIF orientations from this one on exchange width and height."""
 _TRAINER_FORMATS = frozenset({"JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP"})
 _TRAINER_MODES = frozenset({"L", "RGB", "RGBA"})
 # Formats whose further frames are an animation. Further frames of a TIFF or of a phone's JPEG
@@ -90,6 +93,18 @@ def decode_photo(path: Path) -> DecodedPhoto:
         trainer_ready=is_plain and orientation == UPRIGHT,
         exif=exif,
     )
+
+
+def read_upright_size(path: Path) -> Size:
+    """Return width and height of a photo after its EXIF rotation, from the head of the file.
+
+    Raises:
+        BrokenPhotoError: If the head cannot be read.
+    """
+    with open_image(path) as image:
+        width, height = image.size
+        is_turned = read_orientation(image) >= _FIRST_ON_ITS_SIDE
+    return (height, width) if is_turned else (width, height)
 
 
 def read_rgb(frame: Frame) -> NDArray[np.uint8]:

@@ -23,7 +23,8 @@ from ..options import FrameOptions
 from .decode import allow_large_images, decode_photo
 from .discover import PhotoFile, find_photos
 from .masks import check_distinct_stems, combine_masks, match_masks, name_some
-from .resize import WHITE, common_size, plan_resize, resize_image, resize_mask
+from .resize import WHITE, common_size, resize_mask
+from .sizing import Sizing
 from .types import Frame, Frames, SkippedFile
 
 MAX_WORKERS = 8
@@ -65,9 +66,12 @@ def load(
     photos = found.photos
     mask_paths = {} if options.masks is None else match_masks(options.masks, photos)
 
+    with allow_large_images():
+        sizing = Sizing.of(options, [photo.path for photo in photos])
+
     def prepare(photo: PhotoFile) -> _Prepared | BrokenPhotoError:
         try:
-            return _prepare(photo, mask_paths.get(photo.name), options)
+            return _prepare(photo, mask_paths.get(photo.name), sizing)
         except BrokenPhotoError as error:
             return error
 
@@ -109,12 +113,10 @@ class _Prepared:
     mask: Tensor | None  # [H, W] bool
 
 
-def _prepare(photo: PhotoFile, mask_path: Path | None, options: FrameOptions) -> _Prepared:
+def _prepare(photo: PhotoFile, mask_path: Path | None, sizing: Sizing) -> _Prepared:
     """Decode one photo and its mask, and resize both."""
     decoded = decode_photo(photo.path)
-    pixel_map = plan_resize(
-        *decoded.rgb.size, options.resize, options.long_side, options.patch_size
-    )
+    pixel_map = sizing.plan(*decoded.rgb.size)
     mask = combine_masks(mask_path, decoded.opaque, decoded.rgb.size)
     frame = Frame(
         name=photo.name,
@@ -130,7 +132,7 @@ def _prepare(photo: PhotoFile, mask_path: Path | None, options: FrameOptions) ->
     )
     return _Prepared(
         frame=frame,
-        image=resize_image(decoded.rgb, pixel_map),
+        image=sizing.resize(decoded.rgb, pixel_map),
         mask=None if mask is None else resize_mask(mask, pixel_map),
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..errors import check_tensor
@@ -99,6 +100,13 @@ class Frames:
     def names(self) -> tuple[str, ...]:
         """Names of the photos."""
         return tuple(frame.name for frame in self.frames)
+
+    def usable_pixels(self) -> Tensor | None:
+        """Return which pixels show a photo and are not masked, ``[F, H, W]``; none if all do."""
+        if self.masks is not None:
+            return self.masks
+        shown = torch.stack([frame.pixel_map.valid_mask() for frame in self.frames])
+        return None if bool(shown.all()) else shown
 
     @property
     def network_size(self) -> Size:

@@ -12,7 +12,7 @@ from .pi3_config import Pi3Config, Pi3XConfig
 from .pi3_weights import load_pi3, load_pi3x, save_pi3
 from .pi3x import Pi3X
 from .priors import FramePrior
-from .registry import MODELS, ModelName, find_model
+from .registry import MODELS, ModelEntry, ModelName, find_model, model_names
 from .vggt import VGGT, VGGTOutput
 from .vggt_config import VGGTConfig
 from .weight_set import WeightSet, WeightsInfo
@@ -26,6 +26,7 @@ __all__ = [
     "MapAnything",
     "MapAnythingConfig",
     "MapAnythingOutput",
+    "ModelEntry",
     "ModelName",
     "Pi3",
     "Pi3Config",
@@ -41,6 +42,7 @@ __all__ = [
     "load_pi3",
     "load_pi3x",
     "load_vggt",
+    "model_names",
     "save_mapanything",
     "save_pi3",
     "save_vggt",

@@ -59,8 +59,8 @@ class SparseVGGTDataParserConfig(ColmapDataParserConfig):
     """Folder of mask images matched by name; black pixels are ignored."""
     skip_broken: bool = False
     """Leave out files that cannot be read instead of stopping."""
-    resize: Literal["fit", "crop", "pad"] = "fit"
-    """How photos become network inputs."""
+    resize: Literal["auto", "fit", "crop", "pad", "area", "cover"] = "auto"
+    """How photos become network inputs. auto: by the model's own rule."""
     long_side: int = 518
     """Longest side of the network's input, pixels."""
     camera_mode: Literal["auto", "single", "per-folder", "per-image"] = "auto"

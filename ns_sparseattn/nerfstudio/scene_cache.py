@@ -117,7 +117,8 @@ def _key(options: ProcessOptions, index_path: Path) -> str:
         options.data, eval_data=options.eval_data, exclude=options.frames.masks
     ).photos
     masks = {} if options.frames.masks is None else match_masks(options.frames.masks, photos)
-    family = find_model(options.model)
+    entry = find_model(options.model)
+    family = entry.family
     source = options.weights.weights or family.named_sets()[1]
     weights = local_file(family, source)
     # Paths are left out: moved photos keep their scene. So is what changes nothing but speed and
@@ -125,7 +126,7 @@ def _key(options: ProcessOptions, index_path: Path) -> str:
     settings = (
         __version__,
         options.model,
-        dataclasses.replace(options.frames, masks=None),
+        dataclasses.replace(entry.sized(options.frames), masks=None),
         options.scene,
         dataclasses.replace(options.export, overwrite=False),
         options.attention,

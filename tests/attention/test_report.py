@@ -37,7 +37,7 @@ from ns_sparseattn.attention_report import (
 )
 from ns_sparseattn.attention_report import folder as report_folder
 from ns_sparseattn.attention_report.block_picture import draw_block_map
-from ns_sparseattn.models import MODELS, ModelName
+from ns_sparseattn.models import MODELS
 from ns_sparseattn.options import FrameOptions
 from ns_sparseattn.pipeline import AttentionOptions, ProcessOptions, WeightsOptions
 from ns_sparseattn.testing.photos import draw_view, write_photo
@@ -247,7 +247,7 @@ def test_a_run_on_photos_reports_all_layers(photos: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("model", [name for name in MODELS if name != "vggt"])
-def test_every_model_can_be_reported_on(photos: Path, tmp_path: Path, model: ModelName) -> None:
+def test_every_model_can_be_reported_on(photos: Path, tmp_path: Path, model: str) -> None:
     options = AttentionOptions(attention="balanced")
     _options(photos, tmp_path / "report", model=model, attention=options, max_frames=2).run()
     content = _content(tmp_path / "report")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ns_sparseattn.models import MODELS, ModelName, find_model
+from ns_sparseattn.models import MODELS, find_model
 from ns_sparseattn.options import FrameOptions
 from ns_sparseattn.pipeline import AttentionOptions, ProcessOptions, WeightsOptions, process
 from ns_sparseattn.testing.photos import write_hard_case
@@ -16,7 +16,7 @@ from ns_sparseattn.testing.photos import write_hard_case
 
 @pytest.mark.parametrize("model", list(MODELS))
 @pytest.mark.parametrize("attention", ["exact", "balanced"])
-def test_a_scene_comes_out(tmp_path: Path, model: ModelName, attention: str) -> None:
+def test_a_scene_comes_out(tmp_path: Path, model: str, attention: str) -> None:
     result = process(
         ProcessOptions(
             model=model,
@@ -44,9 +44,9 @@ def test_a_scene_comes_out(tmp_path: Path, model: ModelName, attention: str) -> 
     ],
 )
 def test_each_model_has_weights_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: ModelName, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, name: str
 ) -> None:
-    sets, default = find_model(model).named_sets()
+    sets, default = find_model(model).family.named_sets()
     assert default == name
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
