@@ -45,7 +45,8 @@ class TrainingConfig:
     log_steps: int = 20
     """Steps that make one row of the log."""
     checkpoint: Literal["full", "compact"] = "full"
-    """Whether a checkpoint is exact, or takes half the space with rounded moments."""
+    """Whether a checkpoint is exact, or takes a third of the space: rounded, and without first
+    moments."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -58,7 +59,7 @@ class TrainingConfig:
 
         One head of the global block after it is asked to look there.
         """
-        return (self.model.depth - 1) // 3
+        return (self.model.depth - 2) // 3
 
     def __post_init__(self) -> None:
         largest = max(self.schedule.first_frames[1], self.schedule.last_frames[1])
@@ -139,28 +140,34 @@ _SMOKE = TrainingConfig(
 )
 
 _TRIAL = TrainingConfig(
-    model=_tiny(depth=3, encoder_depth=1, image_size=84, dim=128, features=16),
-    budget=Budget(steps=1200),
+    model=_tiny(depth=5, encoder_depth=1, image_size=84, dim=128, features=16),
+    budget=Budget(steps=700),
     frames_per_step=48,
     dense_frames=1,
-    evaluate_minutes=3.0,
+    evaluate_minutes=2.5,
     generator=GeneratorConfig(num_views=8),
     pool=PoolConfig(slots=2, scenes=32, reuse=4.0, sizes=((84, 84), (70, 84), (84, 70))),
     schedule=Schedule(
-        learning_rate=1.5e-3, first_frames=(2, 3), last_frames=(2, 4), ema_half_life=30.0
+        learning_rate=2.5e-3,
+        last_overlap=0.4,
+        first_frames=(2, 3),
+        last_frames=(2, 4),
+        grown_at=0.8,
+        ema_half_life=30.0,
     ),
     held_out=HeldOutConfig(num_scenes=48, num_frames=4, sizes=((70, 84),)),
 )
 
 _CPU = TrainingConfig(
-    model=_tiny(depth=4, encoder_depth=2, image_size=112),
+    model=_tiny(depth=6, encoder_depth=1, image_size=112),
     budget=Budget(minutes=180.0),
     frames_per_step=48,
-    schedule=Schedule(learning_rate=1.0e-3),
+    dense_frames=1,
+    schedule=Schedule(learning_rate=1.5e-3),
 )
 
 _GPU = TrainingConfig(
-    model=_tiny(depth=6, encoder_depth=2, image_size=224),
+    model=_tiny(depth=7, encoder_depth=1, image_size=224),
     budget=Budget(minutes=27.0),
     frames_per_step=384,
     dense_frames=2,

@@ -32,15 +32,16 @@ from training.targets import Targets
 class LossConfig:
     """Weights and constants."""
 
-    camera: float = 5.0
-    """Weight of the camera loss, as in VGGT's published training configuration."""
+    camera: float = 10.0
+    """Weight of the camera loss. VGGT's published training configuration has 5; beside losses for
+    correspondence more is needed."""
     depth: float = 1.0
     """Weight of the depth loss."""
     points: float = 0.5
     """Weight of the point loss; the tool itself uses depth and cameras."""
-    matching: float = 0.25
-    """Weight of the matching loss."""
-    attention: float = 0.25
+    matching: float = 1.0
+    """Weight of the matching loss. Correspondence comes first; poses follow from it."""
+    attention: float = 0.5
     """Weight of the attention loss."""
     tracks: float = 2.0
     """Weight of the track loss."""

@@ -30,6 +30,8 @@ from ns_sparseattn.models.rope import grid_positions, rope_table
 from ns_sparseattn.models.seeded import make_seeded_vggt
 from ns_sparseattn.models.vggt import activate_depth, activate_points
 
+_POSE_GAIN = 10.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOutput:
@@ -63,6 +65,8 @@ def make_network(config: VGGTConfig, seed: int, *, layer_scale: float) -> VGGT:
         for module in model.modules():
             if isinstance(module, LayerScale):
                 module.gamma.fill_(layer_scale)
+        # Seeded weights keep poses near the identity; gradients are to pass that layer, too.
+        model.camera_head.pose_branch.fc2.weight.mul_(_POSE_GAIN)
         # Rotary embedding tells attention where patches are, but not what it reads from them: poses
         # need positions in the tokens themselves, and a short run cannot wait until they grow.
         positions = model.aggregator.patch_embed.pos_embed
@@ -187,7 +191,7 @@ class CorrespondenceHeads(nn.Module):
         super().__init__()
         self.query = nn.Linear(dim, size)
         self.key = nn.Linear(dim, size)
-        self.log_sharpness = nn.Parameter(torch.tensor(2.0))
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(15.0)))
         self.norm = LayerNorm(dim)
         self.place = nn.Linear(dim, 2)
 

@@ -235,14 +235,15 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint."""
         is_exact = self.config.checkpoint == "full"
-        weights, difference, first, second = _codecs(is_exact)
+        weights, difference, second = _codecs(is_exact)
         tensors: dict[str, tuple[Tensor, Codec]] = {}
         for name, parameter in self._parameters.items():
             tensors[f"weights/{name}"] = (parameter, weights)
             moments = self.optimizer.state.get(parameter)
             if moments:
-                tensors[f"first/{name}"] = (moments["exp_avg"], first)
                 tensors[f"second/{name}"] = (moments["exp_avg_sq"], second)
+                if is_exact:
+                    tensors[f"first/{name}"] = (moments["exp_avg"], "exact")
         for name, average in self.average.items():
             # Averages are close to the weights: what separates them needs few digits.
             offset = average if is_exact else average - self._parameters[f"model.{name}"]
@@ -265,10 +266,12 @@ class Trainer:
         self.evaluated_s = state["evaluated_s"]
         for name, parameter in self._parameters.items():
             parameter.copy_(tensors[f"weights/{name}"])
-            if f"first/{name}" in tensors:
+            if f"second/{name}" in tensors:
+                # Compact checkpoints leave the first moments out: they come back within steps.
+                first = tensors.get(f"first/{name}", torch.zeros_like(parameter))
                 self.optimizer.state[parameter] = {
                     "step": torch.tensor(float(self.step), device=self.device),
-                    "exp_avg": tensors[f"first/{name}"].to(self.device),
+                    "exp_avg": first.to(self.device),
                     "exp_avg_sq": tensors[f"second/{name}"].to(self.device),
                 }
         for name, average in self.average.items():
@@ -288,11 +291,9 @@ class Trainer:
         logger.info("%s", text)
 
 
-def _codecs(is_exact: bool) -> tuple[Codec, Codec, Codec, Codec]:
-    """Return how weights, averages, first and second moments are written."""
-    if is_exact:
-        return "exact", "exact", "exact", "exact"
-    return "three_bytes", "linear8", "linear8", "log8"
+def _codecs(is_exact: bool) -> tuple[Codec, Codec, Codec]:
+    """Return how weights, averages and second moments are written."""
+    return ("exact", "exact", "exact") if is_exact else ("three_bytes", "linear8", "log8")
 
 
 def _check_config(config: TrainingConfig, folder: Path) -> None:
