@@ -250,11 +250,15 @@ def test_queries_without_keys_give_zeros(is_masked: bool) -> None:
     assert bool(lse[:, :, num_without:].isfinite().all())
 
 
-@pytest.mark.parametrize(("block_q", "block_k"), [(16, 16), (64, 128), (32, 32)])
-def test_other_block_sizes(block_q: int, block_k: int) -> None:
-    q, k, v = (_tokens(1, 2, n, 32, seed=i) for i, n in enumerate((100, 300, 300)))
+@pytest.mark.parametrize(
+    ("block_q", "block_k", "num_k"),
+    # In the first, lists are longer than a tile of the coarse term, which has several.
+    [(16, 16, 1000), (64, 128, 300), (32, 32, 300)],
+)
+def test_other_block_sizes(block_q: int, block_k: int, num_k: int) -> None:
+    q, k, v = (_tokens(1, 2, n, 32, seed=i) for i, n in enumerate((100, num_k, num_k)))
     generator = torch.Generator().manual_seed(1)
-    blocks = (math.ceil(100 / block_q), math.ceil(300 / block_k))
+    blocks = (math.ceil(100 / block_q), math.ceil(num_k / block_k))
     block_map = BlockMap.from_mask(
         torch.rand(1, 2, *blocks, generator=generator) < 0.5, block_q, block_k
     )
@@ -262,6 +266,17 @@ def test_other_block_sizes(block_q: int, block_k: int) -> None:
     want, want_lse = _truth(q, k, v, block_map, None, True)
     assert (out - want).abs().max() < 2e-6
     assert (lse - want_lse).abs().max() < 4e-6
+
+
+def test_many_ragged_blocks_in_one_list() -> None:
+    # More of them than the kernel counts at once.
+    q, k, v = (_tokens(1, 1, n, 32, seed=i) for i, n in enumerate((16, 2500, 2500)))
+    key_mask = torch.rand(1, 2500, generator=torch.Generator().manual_seed(1)) < 0.8
+    key_mask[:, :64] = True
+    block_map = BlockMap.from_mask(torch.ones(1, 1, 1, 157, dtype=torch.bool), 16, 16)
+    out, _ = _attend(q, k, v, block_map, key_mask=key_mask)
+    want, _ = _truth(q, k, v, block_map, key_mask, False)
+    assert (out - want).abs().max() < 2e-6
 
 
 def test_repeated_calls_and_other_batch_slots_give_the_same_bits() -> None:
