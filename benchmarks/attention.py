@@ -72,6 +72,9 @@ class Bench:
     """Channels of a head."""
     coarse: bool = True
     """Whether the coarse term is measured beside the plain operation."""
+    backends: tuple[str, ...] = tuple(name for name in BACKENDS if name != "reference")
+    """Backends to measure, those that can run here; gather and flex need much memory on sequences
+    of a million tokens."""
     repeats: int = 5
     """Calls of each that count."""
     save: bool = True
@@ -108,9 +111,9 @@ class Bench:
                 device,
                 repeats=self.repeats,
             )
-            maps = {"selected": selected, "random": _shuffled(selected)}
             for kind in self.lists:
-                for row in self._sparse_rows(qkv, maps[kind], device):
+                block_map = selected if kind == "selected" else _shuffled(selected)
+                for row in self._sparse_rows(qkv, block_map, device):
                     timing: Timing = row.pop("timing")
                     speed_up = best_ms / timing.p50_ms
                     with_selection = best_ms / (timing.p50_ms + selection.p50_ms)
@@ -130,9 +133,8 @@ class Bench:
         variants = [plain]
         if self.coarse:
             variants.append(replace(plain, coarse=CoarseBlocks.of(k, v, block_map, None)))
-        for name, backend in BACKENDS.items():
-            if name == "reference":
-                continue
+        for name in self.backends:
+            backend = BACKENDS[name]
             for inputs in variants:
                 reason = backend.why_not(inputs)
                 if reason is not None:

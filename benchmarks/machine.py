@@ -34,7 +34,18 @@ def describe(device: str) -> dict[str, str | int | float]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "pycolmap": version("pycolmap"),
+        **(_gpu(device) if is_cuda else {}),
         "commit": _commit(),
+    }
+
+
+def _gpu(device: str) -> dict[str, str]:
+    """Return what decides how fast the same kernels are on the same GPU."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return {
+        "capability": f"{major}.{minor}",
+        "cuda": torch.version.cuda or "unknown",
+        "triton": version("triton"),
     }
 
 
