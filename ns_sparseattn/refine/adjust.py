@@ -33,10 +33,8 @@ _logger = logging.getLogger(__name__)
 _MIN_PRIORS = 3
 """Positions that a similarity needs, by which pycolmap aligns a model with its priors."""
 
-_FUNCTION_TOLERANCE = 1e-4
-"""Relative change of the cost that ends an adjustment; further rounds follow."""
-
-_MAX_ITERATIONS = 50
+_MAX_ITERATIONS = 100
+"""Of one adjustment: COLMAP's default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +138,8 @@ def place(model: Model, index: int, cam_from_world: NDArray[np.float64]) -> bool
 def run_round(model: Model, settings: Round, options: RefineOptions) -> Step:
     """Triangulate anew with the poses as they are, then adjust; undo the adjustment if worse."""
     triangulate(model, settings, options)
+    if settings.points_per_image is not None:
+        _thin(model, settings.points_per_image)
     minimum = options.min_image_observations
     seen = {i for i in model.image_ids if model.num_observations(i) >= minimum}
     before = model.median_error()
@@ -185,6 +185,23 @@ def triangulate(model: Model, settings: Round, options: RefineOptions) -> None:
     triangulator.merge_all_tracks(thresholds)
     manager.filter_all_points3D(settings.max_error_px, options.min_track_angle_deg)
     manager.filter_observations_with_negative_depth()
+
+
+def _thin(model: Model, points_per_image: int) -> None:
+    """Drop points that only images see which have enough longer tracks."""
+    points = model.reconstruction.points3D
+    tracks = {
+        point_id: [element.image_id for element in point.track.elements]
+        for point_id, point in points.items()
+    }
+    num_kept = dict.fromkeys(model.image_ids, 0)
+    for point_id in sorted(tracks, key=lambda point_id: (-len(tracks[point_id]), point_id)):
+        images = tracks[point_id]
+        if all(num_kept[image_id] >= points_per_image for image_id in images):
+            model.manager.delete_point3D(point_id)
+            continue
+        for image_id in images:
+            num_kept[image_id] += 1
 
 
 def triangulation_options(settings: Round, options: RefineOptions) -> Any:
@@ -256,7 +273,7 @@ def _adjustment_options(settings: Round, options: RefineOptions) -> Any:
     ceres.loss_function_scale = settings.robust_scale_px
     ceres.solver_options.num_threads = num_threads(options.match)
     ceres.solver_options.max_num_iterations = _MAX_ITERATIONS
-    ceres.solver_options.function_tolerance = _FUNCTION_TOLERANCE
+    ceres.solver_options.function_tolerance = settings.tolerance
     return adjustment
 
 

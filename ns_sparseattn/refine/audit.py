@@ -27,6 +27,10 @@ Verdict = Literal["good", "weak", "contradicted", "unmatched"]
 contradicted: its matches say that it stands elsewhere. unmatched: nothing is known about it."""
 
 
+_MIN_SHARED = 2
+"""Images that two models must share to be compared."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageVerdict:
     """What matches say about one image."""
@@ -134,13 +138,27 @@ def audit_scene(scene: Scene, matches: Sequence[PairMatches], options: AuditOpti
 def compare_with_reference(scene: Scene, reference: Scene) -> tuple[float, float]:
     """Measure how far a model's cameras are from a prediction's.
 
+    Args:
+        scene: The model.
+        reference: The prediction, in any world. Only images that both hold are compared, by name.
+
     Returns:
         The median angle between the relative rotations of all pairs, degrees, and the median
         distance of the centres after the similarity of `align`, as a share of the prediction's
         extent.
+
+    Raises:
+        ValueError: If they share fewer than two images.
     """
-    poses = torch.stack([image.cam_from_world for image in scene.images])
-    predicted = torch.stack([image.cam_from_world for image in reference.images])
+    by_name = {image.name: image.cam_from_world for image in reference.images}
+    shared = [image for image in scene.images if image.name in by_name]
+    if len(shared) < _MIN_SHARED:
+        raise ValueError(
+            f"`reference` must share {_MIN_SHARED} images or more with the model, by name, got "
+            f"{len(shared)}."
+        )
+    poses = torch.stack([image.cam_from_world for image in shared])
+    predicted = torch.stack([by_name[image.name] for image in shared])
     difference = predicted[:, :, :3].transpose(1, 2) @ poses[:, :, :3]
     # |R_ij - P_ij| equals |D_i - D_j| with D = P^T R, whatever the worlds.
     chord = torch.linalg.matrix_norm(difference[:, None] - difference[None])

@@ -25,6 +25,10 @@ _logger = logging.getLogger(__name__)
 _DEFAULT_FOCAL_FACTOR = 1.2
 """Focal length to start from, share of the longer side: COLMAP's default."""
 
+_MAX_SCALE = 1e3
+"""A model is not scaled by more than this, nor by less than its inverse: predicted cameras that all
+stand in one place say nothing about the size of the scene."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MappedScene:
@@ -134,7 +138,10 @@ def _in_predicted_world(name: str, scene: Scene, reconstruction: Any) -> MappedS
     indices = sorted(registered)
     predicted = torch.stack([scene.images[index].cam_from_world for index in indices])
     poses = torch.stack([found.images[index].cam_from_world for index in indices])
-    moved = transform_scene(found, *align(poses, predicted))
+    scale, rotation, translation = align(poses, predicted)
+    if not 1.0 / _MAX_SCALE <= scale <= _MAX_SCALE:
+        scale = 1.0
+    moved = transform_scene(found, scale, rotation, translation)
     kept = {
         index: image.cam_from_world
         for index, image in enumerate(scene.images)

@@ -76,7 +76,7 @@ def audit_model(
         audit = audit_scene(scene, [_undistort(pair, lenses, scene) for pair in matches], options)
     if reference is None:
         return audit
-    sentence = contradiction(*_common(scene, read_model(reference)[0]), options)
+    sentence = contradiction(scene, read_model(reference)[0], options)
     if sentence is None:
         return audit
     return replace(audit, is_trusted=False, reasons=(sentence, *audit.reasons))
@@ -230,24 +230,4 @@ def _undistort(pair: PairMatches, lenses: Sequence[Any], scene: Scene) -> PairMa
         pair,
         xy_first=straight(pair.first, pair.xy_first),
         xy_second=straight(pair.second, pair.xy_second),
-    )
-
-
-def _common(scene: Scene, reference: Scene) -> tuple[Scene, Scene]:
-    """Restrict two models to the images that both have."""
-    by_name = {image.name: image for image in reference.images}
-    shared = [image for image in scene.images if image.name in by_name]
-    if len(shared) < 2:
-        raise ValueError(
-            f"`reference` must share two images or more with the model, by name, got {len(shared)}."
-        )
-    empty = replace(
-        scene.points,
-        obs_point=scene.points.obs_point[:0],
-        obs_image=scene.points.obs_image[:0],
-        obs_xy=scene.points.obs_xy[:0],
-    )
-    return (
-        replace(scene, images=tuple(shared), points=empty),
-        replace(reference, images=tuple(by_name[i.name] for i in shared), points=empty),
     )

@@ -122,6 +122,12 @@ class Round:
     """Scale of the robust loss, pixels."""
     refine_distortion: bool
     """Whether the distortion is free; with wrong poses it would absorb their errors."""
+    points_per_image: int | None
+    """Points that an image keeps at most, the longest tracks first; ``None`` for all. Poses that
+    are degrees off do not need thousands."""
+    tolerance: float
+    """Relative change of the cost that ends the adjustment. Rounds that others follow may stop
+    early; the last must not, or what few matches tie, such as the closure of a loop, stays open."""
 
 
 FAST_ROUNDS = (
@@ -129,10 +135,38 @@ FAST_ROUNDS = (
     # extent and 10 per cent of the focal length off. The third round has COLMAP's own thresholds.
     # The last weighs matches as exactly as SIFT finds them, to a fraction of a pixel, which halves
     # the error of the focal length where few photos overlap.
-    Round(max_angle_deg=12.0, max_error_px=60.0, robust_scale_px=15.0, refine_distortion=False),
-    Round(max_angle_deg=4.0, max_error_px=15.0, robust_scale_px=4.0, refine_distortion=False),
-    Round(max_angle_deg=2.0, max_error_px=4.0, robust_scale_px=1.0, refine_distortion=True),
-    Round(max_angle_deg=2.0, max_error_px=4.0, robust_scale_px=0.25, refine_distortion=True),
+    Round(
+        max_angle_deg=12.0,
+        max_error_px=60.0,
+        robust_scale_px=15.0,
+        refine_distortion=False,
+        points_per_image=300,
+        tolerance=1e-4,
+    ),
+    Round(
+        max_angle_deg=4.0,
+        max_error_px=15.0,
+        robust_scale_px=4.0,
+        refine_distortion=False,
+        points_per_image=300,
+        tolerance=1e-4,
+    ),
+    Round(
+        max_angle_deg=2.0,
+        max_error_px=4.0,
+        robust_scale_px=1.0,
+        refine_distortion=True,
+        points_per_image=1000,
+        tolerance=1e-5,
+    ),
+    Round(
+        max_angle_deg=2.0,
+        max_error_px=4.0,
+        robust_scale_px=0.25,
+        refine_distortion=True,
+        points_per_image=None,
+        tolerance=1e-6,
+    ),
 )
 FULL_ROUNDS = (*FAST_ROUNDS, FAST_ROUNDS[-1])
 
@@ -154,9 +188,10 @@ class RefineOptions:
     """Warn of a scene that cannot be trusted instead of exiting with code 3."""
     keep_database: bool = False
     """Keep COLMAP's database of features and matches in the scene folder, colmap/database.db."""
-    prior_position_share: float = 0.1
+    prior_position_share: float = 0.2
     """How far a predicted camera centre is expected to be off, share of the scene's extent: the
-    weight of the prediction in the adjustment."""
+    weight of the prediction in the adjustment. With less, the error of the prediction bends scenes
+    whose loops few matches close (docs/refinement.md)."""
     min_image_observations: int = 15
     """An image that sees fewer triangulated points keeps its predicted pose."""
     min_registration_inliers: int = 20

@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,18 +37,36 @@ SMALL = ("--long-side", "112", "--match-threads", "1")
 class NearModel:
     """Stands in for a network that is right about depth and a few degrees off in its cameras."""
 
+    config = SimpleNamespace(patch_size=14)
+
     def __init__(self, room: SyntheticScene, photos: Frames) -> None:
         self._room, self._photos = room, photos
 
+    def encode(self, images: torch.Tensor, **options: Any) -> torch.Tensor:
+        """Return tokens by which no photo is nearer to the others than the rest."""
+        del options
+        patches = (images.shape[-2] // 14) * (images.shape[-1] // 14)
+        return torch.ones(1, len(images), patches, 8)
+
     def predict(self, images: torch.Tensor, **options: Any) -> Prediction:
-        """Return exact depth through disturbed cameras."""
-        del images, options
+        """Return exact depth through disturbed cameras, in the order of the images given."""
+        del options
+        order = [
+            next(i for i, photo in enumerate(self._photos.images) if torch.equal(photo, image))
+            for image in images
+        ]
         exact = exact_prediction(self._room, self._photos)
         scene, _ = disturb(true_scene(self._room, self._photos), NEAR, seed=0)
         intrinsics = exact.intrinsics.clone()
         intrinsics[:, :2, :2] *= NEAR.focal_factor
         poses = torch.stack([image.cam_from_world for image in scene.images]).float()
-        return replace(exact, cam_from_world=poses, intrinsics=intrinsics)
+        return replace(
+            exact,
+            cam_from_world=poses[order],
+            intrinsics=intrinsics[order],
+            depth=exact.depth[order],
+            confidence=exact.confidence[order],
+        )
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +105,8 @@ def test_the_pipeline_refines_writes_and_says_so(
     monkeypatch.setattr(pipeline, "load_model", lambda *args, **kwargs: (model, KNOWN))
     scene = tmp_path / "scene"
     process = ("process", "vggt", "--data", photos, "--output-dir", scene, "--device", "cpu")
-    code = run(monkeypatch, *process, *SMALL, "--refine", "fast", "--keep-database")
+    sized = (*SMALL, "--resize", "fit")
+    code = run(monkeypatch, *process, *sized, "--refine", "fast", "--keep-database")
     assert code == 0
     written = read_colmap(scene)
     assert error_deg(written, truth) < 0.3
