@@ -17,6 +17,7 @@ import torch
 
 from . import __version__, export, frames, scene
 from .attention import AttentionPlan, LayerStats
+from .conditioning import KnownOptions, load_known
 from .frames.content import find_blank, find_copies
 from .frames.masks import name_some
 from .models.compute import InferenceOptions
@@ -24,6 +25,7 @@ from .models.loading import load_model
 from .models.registry import ModelName, find_model
 from .models.weight_set import WeightsInfo
 from .options import ExportOptions, FrameOptions, SceneOptions
+from .predicting import predict_scene
 from .prediction import Prediction, StageRecord
 from .refine import RefineOptions, refine_prediction
 from .stages import Progress, StageRecorder
@@ -127,6 +129,10 @@ class ProcessOptions:
     eval_data: Path | None = None
     """Second folder of photos, posed together with the first but kept for evaluation instead of
     training. Names in the scene then begin with train/ and eval/, and so must those of masks."""
+    reference: str = "auto"
+    """Photo that the model sees first, for models to which that one is special (VGGT and
+    MapAnything): auto, the one that overlaps the others most; first, by name; or its name."""
+    known: KnownOptions = field(default_factory=KnownOptions)
     weights: WeightsOptions = field(default_factory=WeightsOptions)
     attention: AttentionOptions = field(default_factory=AttentionOptions)
     inference: InferenceOptions = field(default_factory=InferenceOptions)
@@ -182,6 +188,7 @@ def _process(options: ProcessOptions, scratch: Path, progress: Progress | None) 
         photos = frames.load(
             options.data, entry.sized(options.frames), eval_data=options.eval_data, progress=report
         )
+        known = load_known(options.known, photos)
     with before.stage("load weights", 1) as report:
         model, weights = load_model(
             entry.family,
@@ -190,14 +197,18 @@ def _process(options: ProcessOptions, scratch: Path, progress: Progress | None) 
             device=device,
         )
         report(1)
-    usable = photos.usable_pixels() if entry.takes_masks else None
-    prediction = model.predict(
-        photos.images,
-        **({} if usable is None else {"masks": usable}),
+    predicted = predict_scene(
+        model,
+        entry,
+        photos,
         plan=plan,
-        options=options.inference,
+        inference=options.inference,
+        scene=options.scene,
+        reference=options.reference,
+        known=known,
         progress=progress,
     )
+    prediction = predicted.prediction
     del model  # Building the scene may need the memory.
     database = scratch / "database.db" if options.refine.keep_database else None
     with after.stage("build scene" if options.refine.refine == "none" else "refine and build"):
@@ -209,7 +220,10 @@ def _process(options: ProcessOptions, scratch: Path, progress: Progress | None) 
             database_path=database,
             progress=progress,
         )
-        built, levelling = scene.level_world(refined.scene, options.scene)
+        if known is not None and known.posed:
+            built, levelling = refined.scene, scene.Levelling.of_known_poses()
+        else:
+            built, levelling = scene.level_world(refined.scene, options.scene)
     notes = (
         *(() if weights.verified else (UNVERIFIED_NOTE,)),
         *_input_notes(photos),
@@ -231,6 +245,8 @@ def _process(options: ProcessOptions, scratch: Path, progress: Progress | None) 
             options.export,
             manifest={
                 **_manifest(run, photos, built),
+                "reference": predicted.reference,
+                "scale": prediction.scale,
                 "world": levelling,
                 "refinement": refined.manifest(),
             },

@@ -25,9 +25,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from .. import __version__
+from ..conditioning import KnownOptions
 from ..errors import ReconstructionError
 from ..export import is_scene_folder
-from ..frames.discover import find_photos
+from ..frames.discover import find_photos, list_files
 from ..frames.masks import match_masks
 from ..models.checkpoint import sha256_of
 from ..models.loading import local_file
@@ -132,6 +133,8 @@ def _key(options: ProcessOptions, index_path: Path) -> str:
         options.attention,
         options.inference.precision,
         options.weights.commercial,
+        options.reference,
+        _known_content(options.known, index),
         source if weights is None else index.sha256(weights),
     )
     digest = hashlib.sha256(repr(settings).encode())
@@ -141,6 +144,20 @@ def _key(options: ProcessOptions, index_path: Path) -> str:
         digest.update(repr(entry).encode())
     index.save()
     return digest.hexdigest()[:24]
+
+
+def _known_content(known: KnownOptions, index: _HashIndex) -> tuple[object, ...]:
+    """Return what identifies the files of what is known, and how they are read."""
+    content: list[object] = [known.metric_poses, known.depth_unit]
+    for source in (known.intrinsics, known.poses, known.depth):
+        path = None if source is None else Path(source)
+        if path is None or not path.exists():
+            content.append(source)
+        elif path.is_file():
+            content.append(index.sha256(path))
+        else:
+            content += [(file.name, index.sha256(file.path)) for file in list_files(path)]
+    return tuple(content)
 
 
 class _HashIndex:

@@ -49,6 +49,12 @@ class Levelling:
     reason: str
     """Why the world is as it is, a sentence."""
 
+    @classmethod
+    def of_known_poses(cls) -> Levelling:
+        """Return what is said of a world that known poses define."""
+        reason = "The world is that of the poses given."
+        return cls(turned_deg=0.0, median_roll_deg=None, reason=reason)
+
 
 def level_world(scene: Scene, options: SceneOptions) -> tuple[Scene, Levelling]:
     """Turn the world about its origin so that up is -y.

@@ -164,6 +164,7 @@ def test_other_photos_make_another_scene(
     [
         pytest.param({"frames": FrameOptions(long_side=70)}, id="long_side"),
         pytest.param({"frames": FrameOptions(long_side=56, resize="pad")}, id="resize"),
+        pytest.param({"reference": "first"}, id="reference"),
         pytest.param({"scene": SceneOptions(max_points=100)}, id="max_points"),
         pytest.param({"weights": WeightsOptions(weights="seeded")}, id="weights"),
         pytest.param(

@@ -26,6 +26,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"configs"}),
     frozenset({"export"}),
     frozenset({"evaluate", "refine"}),
+    frozenset({"conditioning"}),
+    frozenset({"predicting"}),
     frozenset({"testing"}),
     frozenset({"pipeline"}),
     frozenset({"console", "doctor"}),
