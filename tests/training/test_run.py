@@ -13,15 +13,15 @@ import torch
 
 from ns_sparseattn.evaluate.pairs import auc, pair_errors
 from ns_sparseattn.geometry import quaternion_to_rotation
-from ns_sparseattn.models import load_vggt
+from ns_sparseattn.models import VGGT, VGGTOutput, load_vggt
 from training.checkpoint import load_checkpoint
 from training.config import CONFIGS, TrainingConfig
 from training.export import export_weights, write_card
 from training.heldout import area, make_held_out, pair_angles, score
 from training.log import append_row, read_rows
-from training.network import make_network
 from training.plot import plot_run
 from training.schedule import Budget
+from training.targets import make_targets
 from training.train import main
 from training.trainer import Trainer
 
@@ -146,12 +146,31 @@ def test_scores_know_the_truth_and_chance() -> None:
     batches = make_held_out(SMOKE.held_out, SMOKE.generator, CPU)
     again = make_held_out(SMOKE.held_out, SMOKE.generator, CPU)
     assert torch.equal(batches[0].images, again[0].images)
-    network = make_network(SMOKE.model, 0, layer_scale=0.1).eval()
-    result = score(network, batches)
+    truth = make_targets(batches[0])
+    # In other units and another world.
+    exact = VGGTOutput(cam_from_world=2.0 * truth.cam_from_world, depth=2.0 * truth.depth)
+    exact.cam_from_world[..., :3] /= 2.0  # pyright: ignore[reportOptionalSubscript]
+    result = score(_Oracle(exact), batches)
     assert result.num_pairs == 4 * 6
-    # A network that was not trained says about the same pose for all views.
-    assert result.rotation_auc_30 == pytest.approx(result.constant_rotation_auc_30, abs=0.1)
-    json.dumps(dataclasses.asdict(result), allow_nan=False)
+    assert result.rotation_auc_5 > 0.99
+    assert result.direction_auc_30 > 0.99
+    assert result.depth_error < 1e-4
+    same = truth.cam_from_world[:, :1].expand_as(truth.cam_from_world)
+    blind = score(_Oracle(VGGTOutput(cam_from_world=same, depth=exact.depth)), batches)
+    assert blind.rotation_auc_30 == pytest.approx(blind.constant_rotation_auc_30, abs=1e-6)
+    assert blind.direction_auc_30 == 0.0
+    json.dumps(dataclasses.asdict(blind), allow_nan=False)
+
+
+class _Oracle(VGGT):
+    """A network that answers what it was given."""
+
+    def __init__(self, output: VGGTOutput) -> None:
+        super().__init__(SMOKE.model)
+        self._output = output
+
+    def forward(self, *_: object, **__: object) -> VGGTOutput:
+        return self._output
 
 
 def test_scores_are_those_that_the_package_reports() -> None:
