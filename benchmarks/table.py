@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m benchmarks.table``: write the tables of README and docs from the committed rows.
+"""``python -m benchmarks.table``: write the tables of README and docs from rows and presets.
 
 A table stands between two comments that name it, ``<!-- table NAME -->`` and ``<!-- end of table
 -->``; what is between them is replaced.
@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.machine import REPOSITORY
 from benchmarks.rows import read
+from ns_sparseattn.models.registry import MODELS
 
 Rows = list[dict[str, Any]]
 
@@ -125,11 +126,42 @@ TABLES: dict[str, Callable[[Rows], str]] = {
 """Tables by the name of their results file."""
 
 
+def weights_table() -> str:
+    """The named weights of the package's models, from ``configs/``."""
+    lines = []
+    for entry in MODELS.values():
+        sets, default = entry.family.named_sets()
+        told = [kind for kind in ("intrinsics", "poses", "depth") if kind in entry.told]
+        for weights in sets.values():
+            page = f"[{weights.repo_id}](https://huggingface.co/{weights.repo_id})"
+            lines.append(
+                (
+                    entry.title,
+                    f"`{weights.name}`" + (" (default)" if weights.name == default else ""),
+                    f"{page}, {weights.size_gb:.1f} GB",
+                    ", ".join(told) or "-",
+                    "metric" if entry.scale == "metric" else "its own",
+                    weights.licence,
+                    "yes" if weights.commercial_use else "no",
+                )
+            )
+    head = "model|`--weights`|file|can be told|scale|licence of the weights|commercial use"
+    return _table(head.split("|"), lines)
+
+
+CATALOGUES: dict[str, Callable[[], str]] = {"weights": weights_table}
+"""Tables that are made of the package itself, by name."""
+
+
 def fill(document: str) -> str:
     """Return a document with its tables made anew from the rows."""
-    return _TABLE.sub(
-        lambda found: f"{found[1]}\n{TABLES[found[2]](read(found[2]))}\n{found[3]}", document
-    )
+
+    def make(found: re.Match[str]) -> str:
+        name = found[2]
+        table = CATALOGUES[name]() if name in CATALOGUES else TABLES[name](read(name))
+        return f"{found[1]}\n{table}\n{found[3]}"
+
+    return _TABLE.sub(make, document)
 
 
 def _markdown(head: str, lines: Iterable[Sequence[str]], rows: Rows) -> str:
@@ -139,9 +171,13 @@ def _markdown(head: str, lines: Iterable[Sequence[str]], rows: Rows) -> str:
         f"{m['device']}, {m['cores']} cores, {m['memory_gib']:.0f} GiB, torch {m['torch']}"
         for m in (row["machine"] for row in rows)
     }
+    return f"{_table(titles, lines)}\n\nMeasured on: {'; '.join(sorted(machines))}."
+
+
+def _table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
     body = [titles, ["---"] * len(titles), *lines]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in body)
-    return f"{table}\n\nMeasured on: {'; '.join(sorted(machines))}."
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in body)
 
 
 if __name__ == "__main__":

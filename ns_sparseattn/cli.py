@@ -18,6 +18,7 @@ from .console import run_process, set_up_logging, stage_progress, user_errors
 from .doctor import Doctor
 from .export import write_undistorted
 from .judging import Compare, Evaluate
+from .model_list import ListModels
 from .models.registry import ModelName
 from .options import ExportOptions
 from .pipeline import ProcessOptions
@@ -75,6 +76,7 @@ class _Arguments:
         | Annotated[AuditScene, tyro.conf.subcommand("audit")]
         | Annotated[Undistort, tyro.conf.subcommand("undistort")]
         | Annotated[AttentionReport, tyro.conf.subcommand("attention-report")]
+        | Annotated[ListModels, tyro.conf.subcommand("models")]
         | Annotated[Doctor, tyro.conf.subcommand("doctor")]
     )
     """What to do."""

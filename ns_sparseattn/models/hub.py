@@ -67,3 +67,20 @@ def fetch_weights(repo_id: str, filename: str | None = None, cache_dir: Path | N
     raise ValueError(
         f"{repo_id} holds none of {', '.join(candidates)}; download a file and give its path."
     )
+
+
+def cached_weights(repo_id: str, filename: str, cache_dir: Path | None = None) -> Path | None:
+    """Return a weights file of a repository that is on this machine, without asking the hub.
+
+    Args:
+        repo_id: Repository, ``owner/name``.
+        filename: File in it.
+        cache_dir: Cache to look in instead of the hub's own.
+
+    Returns:
+        Path in the cache, or ``None`` if the file was not downloaded, or not completely.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo_id, filename, cache_dir=cache_dir)
+    return Path(found) if isinstance(found, str) else None

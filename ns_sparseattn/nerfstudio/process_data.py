@@ -7,7 +7,7 @@ command changes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, make_dataclass
 from types import ModuleType
 from typing import Annotated, Literal, Union, get_args
 
@@ -15,6 +15,7 @@ import tyro
 from tyro.conf import Suppress
 
 from ..console import run_process
+from ..models.registry import MODELS, model_names
 from ..pipeline import ProcessOptions
 
 
@@ -32,40 +33,22 @@ class _Process(ProcessOptions):
         run_process(self, verbose=self.verbose)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProcessSparseVGGT(_Process):
-    """Process photos with VGGT and sparse attention instead of COLMAP."""
-
-    model: Suppress[Literal["vggt"]] = "vggt"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProcessSparsePi3(_Process):
-    """Process photos with Pi3 and sparse attention instead of COLMAP."""
-
-    model: Suppress[Literal["pi3"]] = "pi3"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProcessSparsePi3X(_Process):
-    """Process photos with Pi3X and sparse attention instead of COLMAP; the scene is in metres."""
-
-    model: Suppress[Literal["pi3x"]] = "pi3x"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProcessSparseMapAnything(_Process):
-    """Process photos with MapAnything and sparse attention instead of COLMAP; in metres."""
-
-    model: Suppress[Literal["mapanything"]] = "mapanything"
-
-
-_COMMANDS = {
-    "sparse-vggt": ProcessSparseVGGT,
-    "sparse-pi3": ProcessSparsePi3,
-    "sparse-pi3x": ProcessSparsePi3X,
-    "sparse-mapanything": ProcessSparseMapAnything,
-}
+def _command(name: str) -> type[_Process]:
+    """Make the command of one model; other packages' models are not imported for it."""
+    title = MODELS[name].title if name in MODELS else name
+    is_metric = name in MODELS and MODELS[name].scale == "metric"
+    command = make_dataclass(
+        f"ProcessSparse_{name}",
+        [("model", Suppress[Literal[name]], field(default=name))],  # pyright: ignore
+        bases=(_Process,),
+        frozen=True,
+        kw_only=True,
+    )
+    command.__doc__ = (
+        f"Process photos with {title} and sparse attention instead of COLMAP"
+        f"{'; the scene is in metres' if is_metric else ''}."
+    )
+    return command
 
 
 def extend_commands(module: ModuleType) -> None:
@@ -78,9 +61,11 @@ def extend_commands(module: ModuleType) -> None:
     """
     taken = {name for member in get_args(module.Commands) for name in _subcommand_names(member)}
     members = [
-        Annotated[command, tyro.conf.subcommand(name=name), tyro.conf.OmitArgPrefixes]
-        for name, command in _COMMANDS.items()
-        if name not in taken
+        Annotated[
+            _command(name), tyro.conf.subcommand(name=f"sparse-{name}"), tyro.conf.OmitArgPrefixes
+        ]
+        for name in model_names()
+        if f"sparse-{name}" not in taken
     ]
     if members:
         vars(module)["Commands"] = Union[(module.Commands, *members)]
