@@ -206,6 +206,7 @@ def _process(options: ProcessOptions, scratch: Path, progress: Progress | None) 
         scene=options.scene,
         reference=options.reference,
         known=known,
+        recorder=before,
         progress=progress,
     )
     prediction = predicted.prediction

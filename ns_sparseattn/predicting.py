@@ -19,7 +19,7 @@ from .models.reference import choose_reference
 from .models.registry import ModelEntry
 from .options import SceneOptions
 from .prediction import Prediction
-from .stages import Progress
+from .stages import Progress, StageRecorder
 
 _logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ def predict_scene(
     scene: SceneOptions,
     reference: str = AUTO,
     known: Known | None = None,
+    recorder: StageRecorder | None = None,
     progress: Progress | None = None,
 ) -> Predicted:
     """Run a network on photos, with all that is known of them.
@@ -59,6 +60,7 @@ def predict_scene(
         scene: How photos share cameras.
         reference: ``auto``, ``first``, or the name of a photo.
         known: What is known of the photos.
+        recorder: Records the choice of the reference; the network records itself.
         progress: Called as ``progress(stage, done, total)``.
 
     Returns:
@@ -69,7 +71,11 @@ def predict_scene(
             are told.
         ReconstructionError: If the run does not fit in memory.
     """
-    first = _reference_index(model, entry, photos, reference, known, inference)
+    if entry.has_reference and reference == AUTO and recorder is not None:
+        with recorder.stage("reference"):
+            first = _reference_index(model, entry, photos, reference, known, inference)
+    else:
+        first = _reference_index(model, entry, photos, reference, known, inference)
     order = [first, *(index for index in range(len(photos)) if index != first)]
     inputs: dict[str, Any] = {}
     usable = photos.usable_pixels()
