@@ -131,7 +131,7 @@ def test_the_network_hears_what_it_is_told(
     assert not torch.allclose(centres[0], centres[1], atol=1e-6)
 
 
-def test_masks_and_mixed_sizes_pass_through(
+def test_masked_halves_make_no_points(
     run: Callable[..., tuple[int, str]], capture: Capture, tmp_path: Path
 ) -> None:
     (tmp_path / "masks").mkdir()
