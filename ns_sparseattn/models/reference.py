@@ -27,6 +27,9 @@ pixels. Chosen: enough for the encoder to tell places apart, and little beside t
 MAX_CELLS = 8
 """Cells along each side that photos are compared by; 64 of them bound the time for many photos."""
 
+_FRAMES_PER_CHUNK = 64
+"""Frames whose tokens are held at once, which bounds memory."""
+
 
 @torch.no_grad()
 def choose_reference(
@@ -91,11 +94,14 @@ def _describe(
     scale = min(1.0, MAX_PATCHES / max(grid))
     rows, columns = (max(round(side * scale), 1) for side in grid)
     size = (rows * patch_size, columns * patch_size)
-    small = torch.cat([_shrink(image, size) for image in images.split(1)])
-    tokens = model.encode(small, options=options)[0, :, : rows * columns].float()
     cells = (min(rows, MAX_CELLS), min(columns, MAX_CELLS))
-    maps = tokens.transpose(1, 2).unflatten(2, (rows, columns))
-    pooled = F.adaptive_avg_pool2d(maps, cells).flatten(2).transpose(1, 2)  # [F, G, C]
+    parts = []
+    for chunk in images.split(_FRAMES_PER_CHUNK):
+        small = torch.cat([_shrink(image, size) for image in chunk.split(1)])
+        tokens = model.encode(small, options=options)[0, :, : rows * columns].float()
+        maps = tokens.transpose(1, 2).unflatten(2, (rows, columns))
+        parts.append(F.adaptive_avg_pool2d(maps, cells).flatten(2).transpose(1, 2))
+    pooled = torch.cat(parts)  # [F, G, C]
     is_usable = torch.ones(pooled.shape[:2], dtype=torch.bool, device=pooled.device)
     if masks is not None:
         shares = F.adaptive_avg_pool2d(masks.unsqueeze(1).float(), cells)
