@@ -11,7 +11,7 @@ counts all pairs, as if nothing had been left out. The speed-up is over the fast
 of the same dtype in the same run, without selection and with it.
 
 Before anything is timed, every backend must agree with the formula in float64 on sampled rows.
-If one does not, the command ends with an error and no row is written.
+If one does not, the command ends with an error and its row is not written.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -81,13 +82,14 @@ class Bench:
     """Whether rows are appended to the results."""
 
     def main(self) -> None:
-        """Check, measure, append the rows, print a table last."""
+        """Check, measure, append the rows of each length and dtype, print a table last."""
         rows: list[dict[str, Any]] = []
         for num_tokens in self.tokens:
             for name in self.dtypes:
-                rows += self._rows(num_tokens, getattr(torch, name))
-        if self.save:
-            append("attention", rows)
+                measured = list(self._rows(num_tokens, getattr(torch, name)))
+                if self.save:
+                    append("attention", measured)
+                rows += measured
         print(table(rows))
 
     def _rows(self, num_tokens: int, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
@@ -138,14 +140,14 @@ class Bench:
             for inputs in variants:
                 reason = backend.why_not(inputs)
                 if reason is not None:
-                    print(f"{name} is left out: {reason}", flush=True)
+                    _say_once(f"{name} is left out: {reason}")
                     break
                 error = relative_error(inputs, backend.run(inputs)[0])
                 # Written so that an error that is not a number is an error as well.
                 if not error <= GATE[q.dtype]:
                     sys.exit(
                         f"The {name} backend is wrong by {error:.2g} on {q.dtype} at {q.shape[2]} "
-                        f"tokens; {GATE[q.dtype]:g} is allowed. Nothing was written."
+                        f"tokens; {GATE[q.dtype]:g} is allowed. Its rows were not written."
                     )
                 yield {
                     "what": name,
@@ -241,7 +243,7 @@ def _dense_peers(
     }
     batch, heads, num_tokens, _ = qkv[0].shape
     if 4 * batch * heads * num_tokens**2 > _MATH_BYTES:
-        print("sdpa math is left out: it holds all scores at once.", flush=True)
+        _say_once("sdpa math is left out where it would hold too many scores at once.")
         del backends["sdpa math"]
     for name, backend in backends.items():
         if backend is None:
@@ -257,7 +259,7 @@ def _dense_peers(
         for name, module in (("fa3", "flash_attn_interface"), ("fa4", "flash_attn.cute")):
             attend = _flash_attention(module)
             if attend is None:
-                print(f"{name} is left out: {module} is not installed.", flush=True)
+                _say_once(f"{name} is left out: {module} is not installed.")
                 continue
             yield from _if_it_runs(name, lambda attend=attend: attend(*in_rows))
 
@@ -268,9 +270,14 @@ def _if_it_runs(
     try:
         call()
     except (RuntimeError, AssertionError, TypeError) as error:
-        print(f"{name} is left out: {str(error).splitlines()[0]}", flush=True)
+        _say_once(f"{name} is left out: {str(error).splitlines()[0]}")
     else:
         yield name, call
+
+
+@cache
+def _say_once(sentence: str) -> None:
+    print(sentence, flush=True)
 
 
 def _flash_attention(module: str) -> Callable[..., object] | None:

@@ -12,6 +12,7 @@ mpl.use("Agg")  # Before pyplot: there may be no screen.
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from benchmarks.machine import REPOSITORY
 from benchmarks.rows import read
@@ -67,6 +68,7 @@ def _draw_panel(axes: Axes, rows: Rows) -> None:
 def draw_selection(rows: Rows, path: Path) -> None:
     """Draw the output's error by density, for each order of patches, with and without coarse."""
     frames = max(row["frames"] for row in rows)
+    densities = sorted({row["density"] for row in rows})
     kinds = ("diffuse", "medium", "peaked")
     figure, all_axes = plt.subplots(1, len(kinds), figsize=(10.5, 3.2), sharey=True)
     colours = {"raster": "tab:red", "hilbert": "tab:orange", "tiles": "tab:blue"}
@@ -83,14 +85,14 @@ def draw_selection(rows: Rows, path: Path) -> None:
         axes.set_title(f"{kind} attention", fontsize=10)
         axes.set_xlabel("density")
         axes.set_xscale("log")
-        axes.set_xticks(density, [f"{d:.2g}" for d in density])
+        axes.set_xticks(densities, [f"{d:.2g}" for d in densities])
         axes.minorticks_off()
     all_axes[0].set_ylabel("relative error of the output")
     all_axes[-1].legend(fontsize=8)
     _save(figure, path)
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     # The date would make every run another file.
