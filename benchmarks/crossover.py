@@ -39,7 +39,13 @@ def derive(rows: list[dict[str, Any]]) -> dict[str, tuple[int, float]]:
                 break
             long_enough.append(tokens)
         if long_enough:
-            found[key] = min(long_enough), min(limits[tokens] for tokens in long_enough)
+            # Where every density that was measured paid, a higher one may pay as well.
+            highest = {
+                tokens: max(row["asked_density"] for row in of_key if row["tokens"] == tokens)
+                for tokens in long_enough
+            }
+            bounds = [limits[t] for t in long_enough if limits[t] < highest[t]]
+            found[key] = min(long_enough), min([*bounds, max(highest.values())])
     return found
 
 

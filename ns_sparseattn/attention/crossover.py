@@ -29,7 +29,12 @@ _ESTIMATE = Crossover(
     source="Not measured on this kind of device. Selection and irregular access cost something, "
     "so half of the pairs must be saved.",
 )
-CROSSOVERS: dict[str, Crossover] = {}
+_CPU_ROWS = "python -m benchmarks.crossover, from rows of an AMD EPYC with AVX512-BF16, two cores."
+
+CROSSOVERS: dict[str, Crossover] = {
+    "gather on cpu": Crossover(min_tokens=2048, max_density=0.25, source=_CPU_ROWS),
+    "native on cpu": Crossover(min_tokens=1024, max_density=0.75, source=_CPU_ROWS),
+}
 """By backend and device type, as `ns_sparseattn.attention.backends` names them."""
 
 

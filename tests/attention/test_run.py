@@ -156,7 +156,7 @@ def test_every_preset_fits_and_says_where_it_is_from(model: str, num_layers: int
 @pytest.mark.parametrize("shares", [{}, {"mass": 2.0}, {"density": 0.0}, {"density": -0.1}])
 def test_impossible_plans_are_refused(shares: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"needs|must"):
-        AttentionPlan.block_sparse(**shares)
+        AttentionPlan.block_sparse(density=shares.get("density"), mass=shares.get("mass"))
 
 
 def test_plans_cannot_be_changed() -> None:

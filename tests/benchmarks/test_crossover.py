@@ -35,5 +35,8 @@ def test_every_dtype_and_every_longer_sequence_must_gain() -> None:
         *(_row(4096, density, gain) for density, gain in ((0.1, 4.0), (0.25, 3.0), (0.5, 1.5))),
     ]
     assert derive(rows) == {"gather on cpu": (2048, 0.25)}
+    # A density that was not measured at every length is no evidence against it.
+    assert derive([*rows, _row(4096, 0.75, 1.3)])["gather on cpu"] == (2048, 0.25)
+    assert derive([*rows[2:4], *rows[5:]]) == {"gather on cpu": (2048, 0.5)}
     half = [_row(4096, density, 1.0, "bfloat16") for density in (0.1, 0.25)]
     assert derive([*rows, *half]) == {}
