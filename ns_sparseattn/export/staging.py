@@ -123,12 +123,19 @@ def _locked_sibling(target: Path, kind: str) -> Iterator[Path]:
     """Make a sibling folder and hold its lock, where the file system has locks."""
     while True:
         path = _sibling(target, kind)
-        path.mkdir()
-        with _try_lock(path):
-            # Another run may have taken the new folder for a leftover before it was locked.
-            if path.exists():
-                yield path
-                return
+        try:
+            path.mkdir()
+            with _try_lock(path):
+                # Another run may have taken the new folder for a leftover before it was locked.
+                if path.exists():
+                    yield path
+                    return
+        except BaseException:
+            # An interrupt may come before the caller has the folder, and nobody else would remove
+            # it. One that holds anything is the caller's.
+            with contextlib.suppress(OSError):
+                path.rmdir()
+            raise
 
 
 @contextlib.contextmanager
