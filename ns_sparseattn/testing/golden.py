@@ -31,7 +31,7 @@ from .golden_units_pi3 import UNITS_PI3
 from .golden_units_vggt import UNITS_VGGT
 from .golden_vggt import VGGT_OUTPUTS
 
-__all__ = ["KINDS", "GoldenResult", "check_file", "main"]
+__all__ = ["KINDS", "GoldenResult", "check_file", "kind_of", "main"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,21 @@ class GoldenResult:
     """Why the array is not covered."""
 
 
+def kind_of(golden: GoldenFile) -> GoldenKind:
+    """Return the kind of a file.
+
+    Raises:
+        GoldenError: If it is of no known kind.
+    """
+    for kind in KINDS:
+        if re.match(kind.tag_pattern, golden.tag):
+            return kind
+    known = ", ".join(kind.name for kind in KINDS)
+    raise GoldenError(
+        f"{golden.path}: no kind of golden file has the tag {golden.tag!r}; known kinds: {known}."
+    )
+
+
 def check_file(path: Path) -> Iterable[GoldenResult]:
     """Check one file.
 
@@ -77,14 +92,7 @@ def check_file(path: Path) -> Iterable[GoldenResult]:
         GoldenError: If the file cannot be read or is of no known kind.
     """
     golden = GoldenFile.load(path)
-    for kind in KINDS:
-        if re.match(kind.tag_pattern, golden.tag):
-            break
-    else:
-        known = ", ".join(kind.name for kind in KINDS)
-        raise GoldenError(
-            f"{path}: no kind of golden file has the tag {golden.tag!r}; known kinds: {known}."
-        )
+    kind = kind_of(golden)
     seen: set[str] = set()
     for check in kind.run(golden):
         seen.add(check.array)

@@ -7,18 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ns_sparseattn.testing.golden import check_file
-
-
-def _assert_all_within_tolerance(path: Path) -> None:
-    results = list(check_file(path))
-    assert len(results) >= 7
-    assert [result for result in results if not result.ok or result.skipped] == []
+from .golden_files import assert_file_agrees
 
 
 @pytest.mark.parametrize("name", ["pi3_small_native", "pi3x_small_wide_partial", "units_pi3"])
 def test_small_files_are_within_tolerance(golden_folder: Path, name: str) -> None:
-    _assert_all_within_tolerance(golden_folder / f"{name}.npz")
+    assert_file_agrees(golden_folder / f"{name}.npz")
 
 
 @pytest.mark.slow
@@ -33,7 +27,7 @@ def test_small_files_are_within_tolerance(golden_folder: Path, name: str) -> Non
     ],
 )
 def test_other_small_files_are_within_tolerance(shared: Path, name: str) -> None:
-    _assert_all_within_tolerance(shared / "models" / "golden_a" / f"{name}.npz")
+    assert_file_agrees(shared / "models" / "golden_a" / f"{name}.npz")
 
 
 @pytest.mark.slow
@@ -49,4 +43,4 @@ def test_other_small_files_are_within_tolerance(shared: Path, name: str) -> None
     ],
 )
 def test_full_size_files_are_within_tolerance(shared: Path, name: str) -> None:
-    _assert_all_within_tolerance(shared / "models" / "golden_a" / f"{name}.npz")
+    assert_file_agrees(shared / "models" / "golden_a" / f"{name}.npz")
