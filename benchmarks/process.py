@@ -4,7 +4,8 @@
 The command runs in a process of its own, as a user would run it; times and peaks come from its
 manifest, the total from the clock around it. Each run appends one row to
 ``benchmarks/results/process.jsonl``. With untrained weights the network does the same arithmetic as
-with published ones; only what follows from plausible geometry (number of points) differs.
+with published ones; only what follows from plausible geometry (number of points) differs. Peak
+memory does not depend on what else the machine does; times do, and ``--shared`` says so in the row.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from pathlib import Path
 import tyro
 
 from benchmarks.machine import describe
-
-RESULTS = Path(__file__).with_name("results") / "process.jsonl"
+from benchmarks.rows import append
+from ns_sparseattn.models.registry import ModelName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,18 +34,24 @@ class Bench:
     """Folder of photos."""
     name: str
     """What the row calls the photos."""
+    model: ModelName = "vggt"
+    """Model that looks at the photos."""
     weights: str = "seeded"
     """Weights, as the command takes them; seeded is the full-size network."""
     device: str = "cpu"
     """Device, as the command takes it."""
     arguments: str = ""
     """Further arguments of the command: ``--arguments="--attention paper-s50"``."""
+    shared: bool = False
+    """Other work ran on the machine meanwhile, so that times are upper bounds."""
+    save: bool = True
+    """Append the row to benchmarks/results."""
 
     def main(self) -> None:
         """Run, print the row, append it."""
         with tempfile.TemporaryDirectory() as folder:
             scene = Path(folder) / "scene"
-            command = [sys.executable, "-m", "ns_sparseattn", "process", "vggt"]
+            command = [sys.executable, "-m", "ns_sparseattn", "process", self.model]
             command += ["--data", str(self.data), "--output-dir", str(scene)]
             command += ["--weights", self.weights, "--device", self.device]
             command += shlex.split(self.arguments)
@@ -54,11 +61,13 @@ class Bench:
             manifest = json.loads((scene / "manifest.json").read_text(encoding="utf-8"))
         layers = manifest["attention"]
         row = {
+            "model": self.model,
             "photos": self.name,
             "num_photos": len(manifest["photos"]),
             "photo_size": [manifest["photos"][0]["width"], manifest["photos"][0]["height"]],
             "weights": self.weights,
             "arguments": self.arguments,
+            "shared": self.shared,
             "total_s": round(total_s, 1),
             "stages_s": {s["name"]: round(s["time_ms"] / 1e3, 2) for s in manifest["stages"]},
             "peak_memory_gib": round(manifest["peak_memory_gib"], 2),
@@ -68,9 +77,8 @@ class Bench:
             "machine": describe(self.device),
         }
         print(json.dumps(row, indent=2))
-        RESULTS.parent.mkdir(exist_ok=True)
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        if self.save:
+            append("process", [row])
 
 
 if __name__ == "__main__":

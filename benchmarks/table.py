@@ -23,28 +23,25 @@ _TABLE = re.compile(r"(<!-- table (\w+) -->\n).*?(\n<!-- end of table -->)", fla
 
 
 def process_table(rows: Rows) -> str:
-    """The whole command, stage by stage."""
+    """The whole command: what it takes of memory, and of time where nothing else ran."""
     lines = []
     for row in rows:
-        stages = row["stages_s"]
-        network = sum(stages[name] for name in ("encoder", "attention", "camera", "depth"))
-        scene = row["total_s"] - network - stages["load photos"] - stages["load weights"]
         kind = "dense" if row["mean_density"] == 1.0 else f"density {row['mean_density']:.2f}"
         width, height = row["photo_size"]
+        # Rows from before there were other models and shared machines name neither.
+        is_shared = row.get("shared", False)
         lines.append(
             (
+                MODELS[row.get("model", "vggt")].title,
                 f"{row['photos']}, {row['num_photos']} at {width} x {height}",
-                row["weights"],
                 kind,
-                f"{row['total_s']:.0f}",
-                f"{network:.0f}",
-                f"{row['global_attention_s']:.0f}",
-                f"{scene:.0f}",
                 f"{row['peak_memory_gib']:.1f}",
+                "-" if is_shared else f"{row['total_s']:.0f}",
+                "-" if is_shared else f"{row['global_attention_s']:.0f}",
             )
         )
-    head = "photos|weights|attention|total s|network s|of it global attention s|scene + export s"
-    return _markdown(f"{head}|peak GiB", lines, rows)
+    head = "model|photos|attention|peak GiB|total s|of it global attention s"
+    return _markdown(head, lines, rows)
 
 
 def attention_table(rows: Rows) -> str:
