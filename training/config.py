@@ -163,7 +163,9 @@ _CPU = TrainingConfig(
     budget=Budget(minutes=180.0),
     frames_per_step=48,
     dense_frames=1,
-    schedule=Schedule(learning_rate=1.5e-3),
+    # Photos are seldom square, and fewer patches are more views in the same time.
+    pool=PoolConfig(sizes=((84, 112), (84, 112), (112, 84), (70, 112))),
+    schedule=Schedule(learning_rate=1.5e-3, last_frames=(2, 8)),
 )
 
 _GPU = TrainingConfig(

@@ -8,8 +8,10 @@ and a price for low confidence.
 The paper also trains tracks, with a head that does not ship. A short run from nothing needs more of
 that kind, for poses alone teach correspondence much later: patch tokens of an early layer are asked
 which patch of another frame sees the same place; one head of the next global layer must look there
-in the first frame, among all tokens of the scene; and the last layer's tokens must say how far away
-it is.
+in the first frame, among all tokens of the scene, and that layer's tokens must say how far away it
+is. From there on every patch is asked for its ray and its point in the first camera's frame: a pose
+that is spread over patches is learnt sooner than one in a single token (rays: Zhang et al.,
+arXiv 2402.14817; points: DUSt3R, arXiv 2312.14132), and the camera token can gather it.
 
 Axes: ``I`` iterations, ``B`` scenes, ``F`` frames, ``D`` frames with dense outputs, ``P`` patches,
 ``C`` channels, ``H`` x ``W`` pixels.
@@ -17,14 +19,21 @@ Axes: ``I`` iterations, ``B`` scenes, ``F`` frames, ``D`` frames with dense outp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ns_sparseattn.geometry import pixel_centers, project, transform_points
-from training.network import CorrespondenceHeads, TrainingOutput
+from ns_sparseattn.geometry import (
+    invert_rigid,
+    pixel_centers,
+    project,
+    transform_points,
+    unproject,
+)
+from training.network import PatchHeads, TrainingOutput
 from training.targets import Targets
 
 
@@ -45,6 +54,8 @@ class LossConfig:
     """Weight of the attention loss."""
     tracks: float = 2.0
     """Weight of the track loss."""
+    geometry: float = 2.0
+    """Weight of the loss of rays and points."""
     camera_decay: float = 0.6
     """Factor by which an iteration counts less than the next one (VGGT's training)."""
     fov: float = 0.5
@@ -65,7 +76,7 @@ def total_loss(
     output: TrainingOutput,
     targets: Targets,
     dense_frames: Tensor,  # [B, D]
-    heads: CorrespondenceHeads,
+    heads: PatchHeads,
     partner_shift: int,
     config: LossConfig,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -88,7 +99,8 @@ def total_loss(
         ),
         "matching": matching_loss(output.early_tokens, targets, heads, partner_shift, config),
         "attention": attention_loss(output.query, output.key, targets, partner_shift, config),
-        "tracks": track_loss(output.late_tokens, targets, heads, config),
+        "tracks": track_loss(output.track_tokens, targets, heads, config),
+        "geometry": geometry_loss(output.geometry_tokens, targets, heads, config),
     }
     total = sum((getattr(config, name) * part for name, part in parts.items()), torch.zeros(()))
     return total, {name: part.detach() for name, part in parts.items()}
@@ -138,7 +150,7 @@ def _mean(values: Tensor, mask: Tensor) -> Tensor:
 def matching_loss(
     tokens: Tensor,  # [B, F, P, C]
     targets: Targets,
-    heads: CorrespondenceHeads,
+    heads: PatchHeads,
     partner_shift: int,
     config: LossConfig,
 ) -> Tensor:
@@ -202,7 +214,7 @@ def attention_loss(
 def track_loss(
     tokens: Tensor,  # [B, F, P, C]
     targets: Targets,
-    heads: CorrespondenceHeads,
+    heads: PatchHeads,
     config: LossConfig,
 ) -> Tensor:
     """Ask each patch how far from it in the image the first frame sees what its middle sees.
@@ -222,6 +234,44 @@ def track_loss(
     )
     # The first frame sees itself where it is.
     return _mean(error[:, 1:].sum(-1), is_seen[:, 1:])
+
+
+def geometry_loss(
+    tokens: Sequence[Tensor],  # [B, F, P, C] each
+    targets: Targets,
+    heads: PatchHeads,
+    config: LossConfig,
+) -> Tensor:
+    """Ask the patches of some layers for their rays and points in the first camera's frame.
+
+    Returns the robust distance of the direction of the ray, of the camera's centre, and of the
+    point where it is known, mean over the layers.
+    """
+    patch = _patch_size(targets, tokens[0].shape[2])
+    middle = slice(patch // 2, None, patch)
+    height, width = targets.depth.shape[-2:]
+    pixel = pixel_centers(height, width, dtype=torch.float32, device=targets.depth.device)
+    pixel = pixel[middle, middle].flatten(0, 1)
+    valid = targets.valid[:, :, middle, middle].flatten(2)
+    world_from_cam = invert_rigid(targets.cam_from_world)[:, :, None]
+    in_cam = unproject(
+        pixel, torch.ones_like(valid, dtype=torch.float32), targets.intrinsics[:, :, None]
+    )
+    center = world_from_cam[..., 3].expand_as(in_cam)
+    direction = F.normalize(transform_points(world_from_cam, in_cam) - center, dim=-1)
+    point = targets.points_in_world[:, :, middle, middle].flatten(2, 3)
+    answer = torch.cat([direction, center, torch.where(valid[..., None], point, 0.0)], dim=-1)
+    total = torch.zeros((), device=pixel.device)
+    for layer, layer_tokens in enumerate(tokens):
+        error = F.smooth_l1_loss(
+            heads.rays_and_points(layer_tokens, layer).float(),
+            answer,
+            beta=config.huber,
+            reduction="none",
+        ).clamp(max=config.largest)
+        rays, centers, points = (part.mean(-1) for part in error.split([3, 3, 3], dim=-1))
+        total = total + rays.mean() + centers.mean() + _mean(points, valid)
+    return total / len(tokens)
 
 
 def _patch_size(targets: Targets, num_patches: int) -> int:

@@ -44,8 +44,10 @@ class TrainingOutput:
     points_confidence: Tensor  # [B, D, H, W]
     early_tokens: Tensor  # [B, F, P, C]
     """Patch tokens after the global block of the layer asked for."""
-    late_tokens: Tensor  # [B, F, P, C]
-    """The same of the last layer."""
+    track_tokens: Tensor  # [B, F, P, C]
+    """The same of the layer after it, whose first head looks for correspondences."""
+    geometry_tokens: tuple[Tensor, ...]  # [B, F, P, C] each
+    """The same of all layers after those two, the last one included."""
     query: Tensor  # [B, F, P, E]
     """Queries of the patches in the first head of the global block after the early one."""
     key: Tensor  # [B, F, T, E]
@@ -100,7 +102,7 @@ def run_network(
         model: The network.
         images: Photos; both sides are multiples of the patch size.
         dense_frames: Frames for which depth and points are computed: they cost as much as all else.
-        early_layer: Layer whose patch tokens to return beside the last one's.
+        early_layer: First layer whose patch tokens to return, together with all later ones'.
         dtype: Autocast type of everything but the camera head; ``None`` for float32.
 
     Returns:
@@ -125,7 +127,7 @@ def run_network(
             tokens,
             AttentionRun(AttentionPlan.dense(), layout, config.depth),
             rope,
-            taps={*config.taps, early_layer, early_layer + 1, config.depth - 1},
+            taps={*config.taps, *range(early_layer, config.depth)},
             frames_per_chunk=num_frames,
             autocast=functools.partial(autocast, device, dtype),
         )
@@ -152,10 +154,19 @@ def run_network(
         points=points,
         points_confidence=points_confidence,
         early_tokens=_patch_tokens(aggregated.taps[early_layer], config),
-        late_tokens=_patch_tokens(aggregated.taps[config.depth - 1], config),
+        track_tokens=_patch_tokens(aggregated.taps[early_layer + 1], config),
+        geometry_tokens=tuple(
+            _patch_tokens(aggregated.taps[layer], config)
+            for layer in geometry_layers(early_layer, config.depth)
+        ),
         query=query[:, :, 0, config.num_special :],
         key=key[:, :, 0],
     )
+
+
+def geometry_layers(early_layer: int, depth: int) -> range:
+    """Return the layers whose patches are asked for rays and points; the last one if no other."""
+    return range(min(early_layer + 2, depth - 1), depth)
 
 
 def _patch_tokens(tap: Tensor, config: VGGTConfig) -> Tensor:
@@ -181,19 +192,27 @@ def _activate(
     return value.unflatten(0, shape), confidence.unflatten(0, shape)
 
 
-class CorrespondenceHeads(nn.Module):
-    """Linear heads that read from patch tokens what sees the same place, and where it is.
+class PatchHeads(nn.Module):
+    """Linear heads that read from patch tokens what the losses ask of them.
 
-    Used by the losses alone; not part of what is shipped.
+    They are used by the losses alone and are not part of what is shipped.
+
+    Args:
+        dim: Channels of a token.
+        num_layers: Layers that are asked for rays and points.
+        size: Channels in which patches are compared.
     """
 
-    def __init__(self, dim: int, size: int = 64) -> None:
+    def __init__(self, dim: int, num_layers: int, *, size: int = 64) -> None:
         super().__init__()
         self.query = nn.Linear(dim, size)
         self.key = nn.Linear(dim, size)
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(15.0)))
         self.norm = LayerNorm(dim)
         self.place = nn.Linear(dim, 2)
+        self.geometry = nn.ModuleList(
+            nn.Sequential(LayerNorm(dim), nn.Linear(dim, 9)) for _ in range(num_layers)
+        )
 
     def compare(
         self,
@@ -211,3 +230,18 @@ class CorrespondenceHeads(nn.Module):
     ) -> Tensor:
         """Return how far away the first frame sees the same, ``[..., P, 2]``."""
         return self.place(self.norm(tokens))
+
+    def rays_and_points(
+        self,
+        tokens: Tensor,  # [B, F, P, C]
+        layer: int,
+    ) -> Tensor:
+        """Return ``[B, F, P, 9]``: the direction of a patch's ray, its camera's centre, its point.
+
+        All in the frame of the first camera.
+
+        Args:
+            tokens: Of a layer.
+            layer: Which of the layers that are asked.
+        """
+        return self.geometry[layer](tokens)

@@ -27,7 +27,7 @@ from training.generator import Generator
 from training.heldout import Score, make_held_out, score
 from training.log import append_row
 from training.losses import total_loss
-from training.network import CorrespondenceHeads, make_network, run_network
+from training.network import PatchHeads, geometry_layers, make_network, run_network
 from training.pool import ScenePool
 from training.targets import make_targets
 from training.world import Views
@@ -69,7 +69,8 @@ class Trainer:
         _check_config(config, folder)
         self.model = make_network(config.model, config.seed, layer_scale=config.layer_scale)
         torch.manual_seed(config.seed)
-        self.heads = CorrespondenceHeads(config.model.embed_dim)
+        layers = geometry_layers(config.early_layer, config.model.depth)
+        self.heads = PatchHeads(config.model.embed_dim, len(layers))
         self.model.to(device)
         self.heads.to(device)
         self._parameters = dict(

@@ -11,7 +11,7 @@ import torch
 from training.checkpoint import PART_BYTES, load_checkpoint, save_checkpoint
 from training.codec import Codec, decode, encode
 from training.config import CONFIGS
-from training.network import CorrespondenceHeads, make_network
+from training.network import PatchHeads, geometry_layers, make_network
 
 # Largest error as a share of the value, and of the largest value in the tensor.
 BOUNDS: dict[Codec, tuple[float, float]] = {
@@ -97,7 +97,9 @@ def test_the_large_run_comes_back_in_few_files() -> None:
     config = CONFIGS["gpu"]
     model = make_network(config.model, 0, layer_scale=1.0)
     trained = sum(p.numel() for p in model.parameters())
-    trained += sum(p.numel() for p in CorrespondenceHeads(config.model.embed_dim).parameters())
+    layers = geometry_layers(config.early_layer, config.model.depth)
+    heads = PatchHeads(config.model.embed_dim, len(layers))
+    trained += sum(p.numel() for p in heads.parameters())
     # Three bytes for the weight, one for its square and for the average, a scale for 64.
     compact = trained * (3 + 2 + 4 / 64)
     assert compact < 52e6

@@ -12,10 +12,11 @@ from training.losses import (
     attention_loss,
     camera_loss,
     dense_loss,
+    geometry_loss,
     matching_loss,
     track_loss,
 )
-from training.network import CorrespondenceHeads
+from training.network import PatchHeads
 from training.targets import Targets, make_targets
 from training.world import Views
 
@@ -85,7 +86,7 @@ def test_matching_is_learnt_from_features_that_know_their_place(views: Views) ->
     waves = 4.0 * torch.randn(3, 32, generator=generator)
     features = torch.cat([(place @ waves).sin(), (place @ waves).cos()], dim=-1)
     torch.manual_seed(0)
-    head, blind = CorrespondenceHeads(64), torch.zeros_like(features)
+    head, blind = PatchHeads(64, 1), torch.zeros_like(features)
     chance = float(matching_loss(blind, targets, head, 1, CONFIG).detach())
     # 48 patches: without features every one is as likely.
     assert chance == pytest.approx(torch.tensor(48.0).log().item(), rel=1e-3)
@@ -121,7 +122,7 @@ def wall() -> Targets:
 
 
 def test_tracks_are_zero_at_the_truth_alone(wall: Targets) -> None:
-    heads, tokens = CorrespondenceHeads(8), torch.randn(1, 2, 64, 8)
+    heads, tokens = PatchHeads(8, 1), torch.randn(1, 2, 64, 8)
     torch.nn.init.zeros_(heads.place.weight)
     with torch.no_grad():
         heads.place.bias.copy_(torch.tensor([0.125, 0.0]))
@@ -148,3 +149,24 @@ def test_attention_is_right_in_the_first_frame_at_the_right_patch(wall: Targets)
     assert right < 1.2
     for frame, columns in ((0, 0), (0, 2), (1, 1), (1, 0)):
         assert loss(frame, columns) > right + 4.0
+
+
+def test_rays_and_points_are_those_of_the_first_camera(wall: Targets) -> None:
+    # Seen from the middle of the first camera, patches of 8 pixels lie at eighths of a metre.
+    columns = (torch.arange(8) * 8 + 4.5 - 32.0) / 32.0
+    y, x = torch.meshgrid(columns, columns, indexing="ij")
+    point = torch.stack([x, y, torch.ones_like(x)], dim=-1).flatten(0, 1)
+    shift = torch.tensor([[0.0, 0.0, 0.0], [0.25, 0.0, 0.0]])
+    rays = (point / point.norm(dim=-1, keepdim=True)).expand(2, -1, -1)
+    centers = (shift / wall.scale)[:, None].expand(-1, 64, -1)
+    points = (point + shift[:, None]) / wall.scale
+    answer = torch.cat([rays, centers, points], dim=-1)[None]
+    heads = PatchHeads(9, 2)
+    for layer in range(2):
+        heads.geometry[layer] = torch.nn.Identity()
+    assert float(geometry_loss([answer, answer], wall, heads, CONFIG)) < 1e-6
+    for channel in range(9):
+        wrong = answer.clone()
+        wrong[..., channel] += 0.3
+        loss = float(geometry_loss([answer, wrong], wall, heads, CONFIG))
+        assert loss == pytest.approx((0.3 - CONFIG.huber / 2) / 3 / 2, rel=1e-3)

@@ -11,7 +11,7 @@ import torch
 from ns_sparseattn.models import VGGT, InferenceOptions
 from training.config import CONFIGS
 from training.losses import LossConfig, total_loss
-from training.network import CorrespondenceHeads, make_network, run_network
+from training.network import PatchHeads, geometry_layers, make_network, run_network
 from training.targets import make_targets
 from training.world import Views
 
@@ -54,14 +54,23 @@ def test_training_runs_the_network_that_ships(network: VGGT, smoke_views: Views)
 def test_every_weight_gets_a_gradient(
     network: VGGT, smoke_views: Views, dtype: torch.dtype | None
 ) -> None:
-    matching = CorrespondenceHeads(CONFIG.model.embed_dim)
+    layers = geometry_layers(0, CONFIG.model.depth)
+    matching = PatchHeads(CONFIG.model.embed_dim, len(layers))
     frames = torch.tensor([[0, 1]]).expand(4, -1)
     images = smoke_views.images[:, :3]
     output = run_network(network, images, dense_frames=frames, early_layer=0, dtype=dtype)
     views = smoke_views.choose(torch.tensor([[0, 1, 2]]).expand(4, -1))
     loss, parts = total_loss(output, make_targets(views), frames, matching, 1, LossConfig())
     loss.backward()
-    assert set(parts) == {"camera", "depth", "points", "matching", "attention", "tracks"}
+    assert set(parts) == {
+        "attention",
+        "camera",
+        "depth",
+        "geometry",
+        "matching",
+        "points",
+        "tracks",
+    }
     without = [
         name
         for name, parameter in [*network.named_parameters(), *matching.named_parameters()]
