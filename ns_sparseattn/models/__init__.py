@@ -9,7 +9,7 @@ from .mapanything_config import MapAnythingConfig
 from .mapanything_weights import load_mapanything, save_mapanything
 from .pi3 import Pi3, Pi3Output
 from .pi3_config import Pi3Config, Pi3XConfig
-from .pi3_weights import load_pi3, load_pi3x, save_pi3
+from .pi3_weights import load_pi3, load_pi3x, save_pi3, save_pi3x
 from .pi3x import Pi3X
 from .priors import FramePrior
 from .registry import MODELS, ModelEntry, ModelName, find_model, model_names
@@ -45,5 +45,6 @@ __all__ = [
     "model_names",
     "save_mapanything",
     "save_pi3",
+    "save_pi3x",
     "save_vggt",
 ]

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -109,13 +109,12 @@ def load_model(
     return model.to(device), info
 
 
-def save_model(family: ModelFamily[ModelT], model: ModelT, config: Any, path: Path) -> None:
+def save_model(family: ModelFamily[ModelT], model: ModelT, path: Path) -> None:
     """Write a model's weights as safetensors together with its sizes, for `load_model`.
 
     Args:
         family: Kind of the network.
-        model: The model.
-        config: Its sizes.
+        model: The model, whose sizes are its ``config``.
         path: File to write, ending in ``.safetensors``.
     """
     from safetensors.torch import save_file
@@ -123,7 +122,8 @@ def save_model(family: ModelFamily[ModelT], model: ModelT, config: Any, path: Pa
     tensors = {
         key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()
     }
-    save_file(tensors, path, metadata={family.config_metadata: json.dumps(asdict(config))})
+    sizes = json.dumps(asdict(cast("Any", model.config)))
+    save_file(tensors, path, metadata={family.config_metadata: sizes})
 
 
 def local_file(family: ModelFamily[Any], source: str) -> Path | None:

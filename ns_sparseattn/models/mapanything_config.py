@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .block import BlockConfig, MlpKind
+from .sizes import EncoderSizes, Shapes, count_blocks, image_size_from
 from .vit import VitConfig
 
 BLOCK_NORM_EPS = 1e-6
@@ -18,17 +17,11 @@ POSE_WIDTH_PER_PATCH_PIXEL = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapAnythingConfig:
+class MapAnythingConfig(EncoderSizes):
     """Sizes of the network; the defaults are those of v1.1."""
 
-    image_size: int = 518
-    """Side of the square image, in pixels, that the position embedding was made for."""
-    patch_size: int = 14
-    """Side of a patch, in pixels."""
     embed_dim: int = 1536
     """Channels of a token of the encoder, and of what is told about a frame."""
-    encoder_depth: int = 24
-    """Blocks of the image encoder."""
     encoder_heads: int = 24
     """Attention heads of the image encoder."""
     encoder_mlp: MlpKind = "swiglu"
@@ -114,12 +107,8 @@ class MapAnythingConfig:
     @property
     def vit(self) -> VitConfig:
         """Sizes of the image encoder."""
-        return VitConfig(
-            dim=self.embed_dim,
-            depth=self.encoder_depth,
-            num_heads=self.encoder_heads,
-            patch_size=self.patch_size,
-            image_size=self.image_size,
+        return replace(
+            self.plain_vit,
             num_registers=0,
             mlp=self.encoder_mlp,
             position_resize="offset",
@@ -142,9 +131,7 @@ class MapAnythingConfig:
 _HEAD_SIZE = 64
 
 
-def mapanything_config_from_shapes(
-    shapes: Mapping[str, tuple[int, ...]],
-) -> MapAnythingConfig | None:
+def mapanything_config_from_shapes(shapes: Shapes) -> MapAnythingConfig | None:
     """Recognise the sizes of a MapAnything from the shapes of its tensors.
 
     Shapes do not tell the number of heads nor the tapped layers: heads are taken to have 64
@@ -157,10 +144,6 @@ def mapanything_config_from_shapes(
         The sizes, or ``None`` if a tensor that tells one of them is missing or has the wrong number
         of axes, or the sizes fit no such network.
     """
-
-    def count(pattern: str) -> int:
-        return len({int(m.group(1)) for key in shapes if (m := re.match(pattern, key))})
-
     blocks = "info_sharing.self_attention_blocks"
     try:
         embed_dim, _, patch_size, _ = shapes["encoder.model.patch_embed.proj.weight"]
@@ -170,7 +153,7 @@ def mapanything_config_from_shapes(
         dpt_features, _, _, _ = shapes["dense_head.0.input_process.0.1.weight"]
         widths = [shapes[f"dense_head.0.input_process.{i}.0.0.weight"][0] for i in range(4)]
         dense_in = shapes["ray_dirs_encoder.conv_in.weight"][0]
-        num_dense = count(r"ray_dirs_encoder\.encoder\.(\d+)\.conv1\.weight")
+        num_dense = count_blocks(shapes, r"ray_dirs_encoder\.encoder\.(\d+)\.conv1\.weight")
         dense = [shapes[f"ray_dirs_encoder.encoder.{i}.conv1.weight"][0] for i in range(num_dense)]
         global_widths = sorted(
             shape[0]
@@ -179,17 +162,17 @@ def mapanything_config_from_shapes(
         )
     except (KeyError, ValueError, IndexError):
         return None
-    depth = count(blocks.replace(".", r"\.") + r"\.(\d+)\.")
+    depth = count_blocks(shapes, blocks.replace(".", r"\.") + r"\.(\d+)\.")
     # With one token per frame beside the patches came the gated MLP and the cut encoder; no tensor
     # tells of that token itself.
     has_encoder_norm = "encoder.model.norm.weight" in shapes
     if depth == 0 or dim % _HEAD_SIZE or embed_dim % _HEAD_SIZE:
         return None
     return MapAnythingConfig(
-        image_size=math.isqrt(num_positions - 1) * patch_size,
+        image_size=image_size_from(num_positions, patch_size),
         patch_size=patch_size,
         embed_dim=embed_dim,
-        encoder_depth=count(r"encoder\.model\.blocks\.(\d+)\."),
+        encoder_depth=count_blocks(shapes, r"encoder\.model\.blocks\.(\d+)\."),
         encoder_heads=embed_dim // _HEAD_SIZE,
         encoder_mlp="swiglu" if "encoder.model.blocks.0.mlp.w12.weight" in shapes else "gelu",
         has_encoder_norm=has_encoder_norm,

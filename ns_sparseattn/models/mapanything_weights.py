@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from .loading import ModelFamily, load_model, save_model
 from .mapanything import MapAnything
 from .mapanything_config import MapAnythingConfig, mapanything_config_from_shapes
 from .seeded import make_seeded_mapanything
-from .weight_set import WeightSet, WeightsInfo
+from .weight_set import WeightSet
 
 # Names under which the published network reaches tensors of its dense head a second time, and how
 # we call them. Files hold some of these names, all or none.
@@ -86,47 +86,9 @@ MAPANYTHING_FAMILY: ModelFamily[MapAnything] = ModelFamily(
 """How MapAnything's weights are named, read and made."""
 
 
-def load_mapanything(
-    source: str | Path | None = None,
-    *,
-    commercial: bool = False,
-    device: torch.device | str = "cpu",
-    cache_dir: Path | None = None,
-    seed: int = 0,
-) -> tuple[MapAnything, WeightsInfo]:
-    """Build a MapAnything and fill it with weights.
+load_mapanything = partial(load_model, MAPANYTHING_FAMILY)
+"""Build a MapAnything and fill it with weights, as `load_model`; ``map-anything`` if none are
+named. Random weights are also ``seeded-v1``, of the first release's sizes."""
 
-    Args:
-        source: A named set (see `ns_sparseattn.configs.mapanything`), a repository on the Hugging
-            Face hub, a weights file, a folder with one, or ``seeded``, ``seeded-v1`` or
-            ``seeded-small`` for random weights. The default is ``map-anything``.
-        commercial: Refuse weights whose licence forbids commercial use or is not known.
-        device: Where the model goes.
-        cache_dir: Where downloads are kept, if not in the hub's own cache.
-        seed: Seed of random weights.
-
-    Returns:
-        The model in evaluation mode, and where its weights are from.
-
-    Raises:
-        ValueError: If the weights cannot be had, do not fit, or their licence does not allow the
-            use.
-    """
-    return load_model(
-        MAPANYTHING_FAMILY,
-        source,
-        commercial=commercial,
-        device=device,
-        cache_dir=cache_dir,
-        seed=seed,
-    )
-
-
-def save_mapanything(model: MapAnything, path: Path) -> None:
-    """Write a model's weights as safetensors together with its sizes, for `load_mapanything`.
-
-    Args:
-        model: The model.
-        path: File to write, ending in ``.safetensors``.
-    """
-    save_model(MAPANYTHING_FAMILY, model, model.config, path)
+save_mapanything = partial(save_model, MAPANYTHING_FAMILY)
+"""Write a MapAnything's weights, as `save_model`."""

@@ -3,34 +3,24 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .block import BlockConfig
+from .sizes import EncoderSizes, Shapes, count_blocks, image_size_from
 from .vit import VitConfig
 
 NORM_EPS = 1e-6
 """Epsilon of every layer norm but those of queries and keys."""
-_ENCODER_REGISTERS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pi3Config:
-    """Sizes of the network; the defaults are those of the published weights."""
+class Pi3Config(EncoderSizes):
+    """Sizes of the network; the defaults are those of the published weights.
 
-    image_size: int = 518
-    """Side of the square image, in pixels, that the position embedding was made for."""
-    patch_size: int = 14
-    """Side of a patch, in pixels."""
-    embed_dim: int = 1024
-    """Channels of a token in encoder and decoder; the heads see twice as many."""
-    encoder_depth: int = 24
-    """Blocks of the image encoder."""
-    encoder_heads: int = 16
-    """Attention heads of the image encoder."""
+    Tokens have ``embed_dim`` channels in encoder and decoder; the heads see twice as many.
+    """
+
     depth: int = 36
     """Blocks of the decoder: even ones within a frame, odd ones global."""
     num_heads: int = 16
@@ -75,15 +65,7 @@ class Pi3Config:
     @property
     def vit(self) -> VitConfig:
         """Sizes of the image encoder."""
-        return VitConfig(
-            dim=self.embed_dim,
-            depth=self.encoder_depth,
-            num_heads=self.encoder_heads,
-            patch_size=self.patch_size,
-            image_size=self.image_size,
-            num_registers=_ENCODER_REGISTERS,
-            has_mask_token=False,
-        )
+        return replace(self.plain_vit, has_mask_token=False)
 
     @property
     def decoder_block(self) -> BlockConfig:
@@ -152,17 +134,7 @@ class Pi3XConfig(Pi3Config):
     @property
     def depth_vit(self) -> VitConfig:
         """Sizes of the depth encoder: depth and where it is known, as two channels."""
-        vit = self.vit
-        return VitConfig(
-            dim=vit.dim,
-            depth=vit.depth,
-            num_heads=vit.num_heads,
-            num_channels=2,
-            patch_size=vit.patch_size,
-            image_size=vit.image_size,
-            num_registers=vit.num_registers,
-            has_mask_token=False,
-        )
+        return replace(self.vit, num_channels=2)
 
 
 def spread_injections(depth: int, count: int) -> tuple[int, ...]:
@@ -171,7 +143,7 @@ def spread_injections(depth: int, count: int) -> tuple[int, ...]:
     return tuple(min(1 + step * i, depth - 1) for i in range(count))
 
 
-def pi3_config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Pi3Config | None:
+def pi3_config_from_shapes(shapes: Shapes) -> Pi3Config | None:
     """Recognise the sizes of a Pi3 from the shapes of its tensors.
 
     Shapes do not tell the number of heads outside the decoder: they are taken to have one size
@@ -191,7 +163,7 @@ def pi3_config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Pi3Config |
         return None
 
 
-def pi3x_config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Pi3XConfig | None:
+def pi3x_config_from_shapes(shapes: Shapes) -> Pi3XConfig | None:
     """Recognise the sizes of a Pi3X from the shapes of its tensors, as `pi3_config_from_shapes`.
 
     Shapes do not tell either where poses are told: after blocks at the published fractions of the
@@ -203,14 +175,14 @@ def pi3x_config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Pi3XConfig
         last_width, _, _, _ = shapes["point_head.output_block.0.0.weight"]
         metric_dim, _ = shapes["metric_decoder.projects_x.weight"]
         has_conditions = "depth_emb" in shapes
-        num_injections = _count(shapes, r"pose_inject_blk\.(\d+)\.") if has_conditions else 5
+        num_injections = count_blocks(shapes, r"pose_inject_blk\.(\d+)\.") if has_conditions else 5
         return Pi3XConfig(
             **sizes,
             upsample_widths=(widths[0], widths[1], widths[2]),
             last_width=last_width,
             metric_dim=metric_dim,
             metric_heads=metric_dim // head_size,
-            metric_depth=_count(shapes, r"metric_decoder\.blocks\.(\d+)\."),
+            metric_depth=count_blocks(shapes, r"metric_decoder\.blocks\.(\d+)\."),
             has_conditions=has_conditions,
             inject_layers=spread_injections(sizes["depth"], num_injections),
         )
@@ -218,12 +190,7 @@ def pi3x_config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Pi3XConfig
         return None
 
 
-def _count(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> int:
-    """Return how many different numbers stand in the keys of a pattern."""
-    return len({int(m.group(1)) for key in shapes if (m := re.match(pattern, key))})
-
-
-def _common_sizes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any], int]:
+def _common_sizes(shapes: Shapes) -> tuple[dict[str, Any], int]:
     """Return what both networks have in common, and the channels of a head."""
     embed_dim, _, patch_size, _ = shapes["encoder.patch_embed.proj.weight"]
     _, num_positions, _ = shapes["encoder.pos_embed"]
@@ -232,17 +199,17 @@ def _common_sizes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any]
     head_dim, _ = shapes["point_decoder.projects.weight"]
     camera_dim, _ = shapes["camera_decoder.linear_out.weight"]
     sizes = {
-        "image_size": math.isqrt(num_positions - 1) * patch_size,
+        "image_size": image_size_from(num_positions, patch_size),
         "patch_size": patch_size,
         "embed_dim": embed_dim,
-        "encoder_depth": _count(shapes, r"encoder\.blocks\.(\d+)\."),
+        "encoder_depth": count_blocks(shapes, r"encoder\.blocks\.(\d+)\."),
         "encoder_heads": embed_dim // head_size,
-        "depth": _count(shapes, r"decoder\.(\d+)\."),
+        "depth": count_blocks(shapes, r"decoder\.(\d+)\."),
         "num_heads": embed_dim // head_size,
         "num_registers": num_registers,
         "head_dim": head_dim,
         "head_heads": head_dim // head_size,
-        "head_depth": _count(shapes, r"point_decoder\.blocks\.(\d+)\."),
+        "head_depth": count_blocks(shapes, r"point_decoder\.blocks\.(\d+)\."),
         "camera_dim": camera_dim,
     }
     return sizes, head_size

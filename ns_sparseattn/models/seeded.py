@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,9 @@ from .pi3_heads import PoseHead
 from .pi3x import Pi3X
 from .vggt import VGGT
 from .vggt_config import VGGTConfig
+
+ConfigT = TypeVar("ConfigT")
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 _TOKEN_STD = 0.02
 _LAYER_SCALE = 0.1
@@ -42,9 +47,7 @@ def make_seeded_vggt(config: VGGTConfig, seed: int = 0) -> VGGT:
     Returns:
         The network in evaluation mode on the CPU.
     """
-    with torch.device("meta"):
-        model = VGGT(config)
-    fill_seeded(model, seed)
+    model = _filled(VGGT, config, seed)
     # The encoding of the identity pose, in equal steps: no translation, quaternion (0, 0, 0, 1),
     # fields of view.
     identity = torch.tensor([0, 0, 0, 0, 0, 0, 1, _FIELD_OF_VIEW_RAD, _FIELD_OF_VIEW_RAD])
@@ -68,9 +71,7 @@ def make_seeded_mapanything(config: MapAnythingConfig, seed: int = 0) -> MapAnyt
     Returns:
         The network in evaluation mode on the CPU.
     """
-    with torch.device("meta"):
-        model = MapAnything(config)
-    fill_seeded(model, seed)
+    model = _filled(MapAnything, config, seed)
     dense = model.get_submodule("dense_head.1.conv2.2")
     assert isinstance(dense, nn.Conv2d)
     assert dense.bias is not None
@@ -86,9 +87,7 @@ def make_seeded_mapanything(config: MapAnythingConfig, seed: int = 0) -> MapAnyt
 
 def make_seeded_pi3(config: Pi3Config, seed: int = 0) -> Pi3:
     """Build a Pi3 as `make_seeded_vggt` builds a VGGT; its rays fit no camera."""
-    with torch.device("meta"):
-        model = Pi3(config)
-    fill_seeded(model, seed)
+    model = _filled(Pi3, config, seed)
     _settle_pi3_poses(model.camera_head)
     with torch.no_grad():
         model.point_head.proj.weight.mul_(_POINT_GAIN)
@@ -97,15 +96,21 @@ def make_seeded_pi3(config: Pi3Config, seed: int = 0) -> Pi3:
 
 def make_seeded_pi3x(config: Pi3XConfig, seed: int = 0) -> Pi3X:
     """Build a Pi3X as `make_seeded_vggt` builds a VGGT; its rays fit no camera."""
-    with torch.device("meta"):
-        model = Pi3X(config)
-    fill_seeded(model, seed)
+    model = _filled(Pi3X, config, seed)
     _settle_pi3_poses(model.camera_head)
     with torch.no_grad():
         model.metric_head.weight.mul_(_POINT_GAIN)
         for layer in model.point_head.last_layers():
             layer.weight.mul_(_POINT_GAIN)
     return model.eval()
+
+
+def _filled(build: Callable[[ConfigT], ModelT], config: ConfigT, seed: int) -> ModelT:
+    """Return a network whose every weight follows from its name and a seed."""
+    with torch.device("meta"):
+        model = build(config)
+    fill_seeded(model, seed)
+    return model
 
 
 @torch.no_grad()

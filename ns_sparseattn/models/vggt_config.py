@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from .sizes import EncoderSizes, Shapes, count_blocks, image_size_from
 from .vit import VitConfig
 
 # The published taps 4, 11, 17, 23 of 24 layers, as fractions of the depth.
@@ -21,19 +20,12 @@ def spread_taps(depth: int) -> tuple[int, int, int, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VGGTConfig:
-    """Sizes of the network; the defaults are those of VGGT-1B."""
+class VGGTConfig(EncoderSizes):
+    """Sizes of the network; the defaults are those of VGGT-1B.
 
-    image_size: int = 518
-    """Side of the square image, in pixels, that the position embedding was made for."""
-    patch_size: int = 14
-    """Side of a patch, in pixels."""
-    embed_dim: int = 1024
-    """Channels of a token in encoder and aggregator; the heads see twice as many."""
-    encoder_depth: int = 24
-    """Blocks of the image encoder."""
-    encoder_heads: int = 16
-    """Attention heads of the image encoder."""
+    Tokens have ``embed_dim`` channels in encoder and aggregator; the heads see twice as many.
+    """
+
     depth: int = 24
     """Pairs of frame and global blocks."""
     num_heads: int = 16
@@ -90,17 +82,10 @@ class VGGTConfig:
     @property
     def vit(self) -> VitConfig:
         """Sizes of the image encoder."""
-        return VitConfig(
-            dim=self.embed_dim,
-            depth=self.encoder_depth,
-            num_heads=self.encoder_heads,
-            patch_size=self.patch_size,
-            image_size=self.image_size,
-            num_registers=self.num_registers,
-        )
+        return replace(self.plain_vit, num_registers=self.num_registers)
 
 
-def config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> VGGTConfig | None:
+def config_from_shapes(shapes: Shapes) -> VGGTConfig | None:
     """Recognise the sizes of a VGGT from the shapes of its tensors.
 
     Shapes do not tell the number of heads of encoder and camera head, nor the tapped layers: they
@@ -114,11 +99,6 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> VGGTConfig | No
         The sizes, or ``None`` if a tensor that tells one of them is missing or has the wrong number
         of axes.
     """
-
-    def count(pattern: str) -> int:
-        found = {int(m.group(1)) for key in shapes if (m := re.match(pattern, key))}
-        return len(found)
-
     try:
         embed_dim, _, patch_size, _ = shapes["aggregator.patch_embed.patch_embed.proj.weight"]
         _, num_positions, _ = shapes["aggregator.patch_embed.pos_embed"]
@@ -128,22 +108,22 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> VGGTConfig | No
         widths = tuple(shapes[f"depth_head.projects.{level}.weight"][0] for level in range(4))
     except (KeyError, ValueError):
         return None
-    depth = count(r"aggregator\.global_blocks\.(\d+)\.")
+    depth = count_blocks(shapes, r"aggregator\.global_blocks\.(\d+)\.")
     if depth == 0 or embed_dim % head_size:
         return None
     num_heads = embed_dim // head_size
     return VGGTConfig(
-        image_size=math.isqrt(num_positions - 1) * patch_size,
+        image_size=image_size_from(num_positions, patch_size),
         patch_size=patch_size,
         embed_dim=embed_dim,
-        encoder_depth=count(r"aggregator\.patch_embed\.blocks\.(\d+)\."),
+        encoder_depth=count_blocks(shapes, r"aggregator\.patch_embed\.blocks\.(\d+)\."),
         encoder_heads=num_heads,
         depth=depth,
         num_heads=num_heads,
         num_registers=num_registers,
         taps=spread_taps(depth),
         camera_heads=num_heads,
-        camera_depth=count(r"camera_head\.trunk\.(\d+)\."),
+        camera_depth=count_blocks(shapes, r"camera_head\.trunk\.(\d+)\."),
         dpt_features=dpt_features,
         dpt_widths=(widths[0], widths[1], widths[2], widths[3]),
     )

@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
 
-import torch
 from torch import Tensor
 
-from .loading import ModelFamily, load_model, local_file, save_model
+from .loading import ModelFamily, load_model, save_model
 from .seeded import make_seeded_vggt
 from .vggt import VGGT
 from .vggt_config import VGGTConfig, config_from_shapes
-from .weight_set import WeightSet, WeightsInfo
+from .weight_set import WeightSet
 
 DROPPED_PREFIXES = ("track_head.",)
 """Keys of published files that are read past: the track head is not part of our network."""
@@ -43,57 +42,8 @@ VGGT_FAMILY: ModelFamily[VGGT] = ModelFamily(
 """How VGGT's weights are named, read and made."""
 
 
-def load_vggt(
-    source: str | Path | None = None,
-    *,
-    commercial: bool = False,
-    device: torch.device | str = "cpu",
-    cache_dir: Path | None = None,
-    seed: int = 0,
-) -> tuple[VGGT, WeightsInfo]:
-    """Build a VGGT and fill it with weights.
+load_vggt = partial(load_model, VGGT_FAMILY)
+"""Build a VGGT and fill it with weights, as `load_model`; ``vggt-1b`` if none are named."""
 
-    Args:
-        source: A named set (see `ns_sparseattn.configs.vggt`), a repository on the Hugging Face
-            hub, a weights file, a folder with one, or ``seeded`` / ``seeded-small`` for random
-            weights. The default is ``vggt-1b``.
-        commercial: Refuse weights whose licence forbids commercial use or is not known.
-        device: Where the model goes.
-        cache_dir: Where downloads are kept, if not in the hub's own cache.
-        seed: Seed of random weights.
-
-    Returns:
-        The model in evaluation mode, and where its weights are from.
-
-    Raises:
-        ValueError: If the weights cannot be had, do not fit, or their licence does not allow the
-            use.
-    """
-    return load_model(
-        VGGT_FAMILY, source, commercial=commercial, device=device, cache_dir=cache_dir, seed=seed
-    )
-
-
-def save_vggt(model: VGGT, path: Path) -> None:
-    """Write a model's weights as safetensors together with its sizes, for `load_vggt`.
-
-    Args:
-        model: The model.
-        path: File to write, ending in ``.safetensors``.
-    """
-    save_model(VGGT_FAMILY, model, model.config, path)
-
-
-def local_weights(source: str) -> Path | None:
-    """Return the file on this machine that weights are read from, without any download.
-
-    Args:
-        source: As for `load_vggt`.
-
-    Returns:
-        The file, or ``None`` for seeded weights, named sets and repositories of the hub.
-
-    Raises:
-        ValueError: If it is a folder without one weights file that could be meant.
-    """
-    return local_file(VGGT_FAMILY, source)
+save_vggt = partial(save_model, VGGT_FAMILY)
+"""Write a VGGT's weights, as `save_model`."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ns_sparseattn.models import VGGT, save_vggt
 from ns_sparseattn.models.pi3_config import Pi3Config, Pi3XConfig
-from ns_sparseattn.models.pi3_weights import load_pi3, load_pi3x, save_pi3
+from ns_sparseattn.models.pi3_weights import load_pi3, load_pi3x, save_pi3, save_pi3x
 from ns_sparseattn.models.seeded import make_seeded_pi3, make_seeded_pi3x
 from ns_sparseattn.models.weight_set import WeightsInfo
 
@@ -32,7 +32,7 @@ def _assert_equal(found: nn.Module, wanted: nn.Module) -> None:
 def test_saved_models_come_back_with_their_sizes(tmp_path: Path) -> None:
     pi3, pi3x = make_seeded_pi3(TINY_PI3), make_seeded_pi3x(TINY_PI3X)
     save_pi3(pi3, tmp_path / "pi3.safetensors")
-    save_pi3(pi3x, tmp_path / "pi3x.safetensors")
+    save_pi3x(pi3x, tmp_path / "pi3x.safetensors")
     for found, wanted in (
         (load_pi3(tmp_path / "pi3.safetensors")[0], pi3),
         (load_pi3x(tmp_path / "pi3x.safetensors")[0], pi3x),
@@ -75,7 +75,7 @@ def test_the_stored_mean_and_deviation_are_used(tmp_path: Path, images: Tensor) 
 def test_weights_of_other_networks_are_recognised(tmp_path: Path, tiny: VGGT) -> None:
     save_vggt(tiny, tmp_path / "vggt.safetensors")
     save_pi3(make_seeded_pi3(TINY_PI3), tmp_path / "pi3.safetensors")
-    save_pi3(make_seeded_pi3x(TINY_PI3X), tmp_path / "pi3x.safetensors")
+    save_pi3x(make_seeded_pi3x(TINY_PI3X), tmp_path / "pi3x.safetensors")
     with pytest.raises(ValueError, match=r"not hold the weights of Pi3: .* It looks like VGGT\.$"):
         load_pi3(tmp_path / "vggt.safetensors")
     with pytest.raises(ValueError, match=r"not hold the weights of Pi3: .* looks like Pi3X\.$"):
