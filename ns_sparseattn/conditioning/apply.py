@@ -9,6 +9,7 @@ Axes: ``F`` frames, ``H`` x ``W`` network pixels.
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +26,10 @@ from .known import Known
 DOUBTFUL_OFFSET = 0.2
 """A note warns if the median predicted camera lies farther from its known place than this share of
 the extent of the known cameras. Chosen: networks that see the scene are within a few per cent."""
+DOUBTFUL_RATIO = 2.0
+"""A note warns if known depth is this many times farther or nearer than what else is known says.
+Chosen: networks that see the scene are within a few per cent, and wrong units, such as feet or
+centimetres, differ by more."""
 _SMALLEST_SPREAD = 1e-9
 """Cameras closer together than this, in their own unit, have no distance that could be compared."""
 
@@ -106,7 +111,7 @@ def apply_known(
     if known.posed:
         prediction = _with_poses(prediction, known, notes)
     if any(depth is not None for depth in known.depth):
-        prediction = _with_depth(prediction, known, notes)
+        prediction = _with_depth(prediction, known, photos, notes)
     return replace(prediction, notes=(*prediction.notes, *notes))
 
 
@@ -165,21 +170,24 @@ def _with_poses(prediction: Prediction, known: Known, notes: list[str]) -> Predi
     )
 
 
-def _with_depth(prediction: Prediction, known: Known, notes: list[str]) -> Prediction:
+def _with_depth(
+    prediction: Prediction, known: Known, photos: Frames, notes: list[str]
+) -> Prediction:
     """Take depth where it is known, with the confidence of the best pixels.
 
     The scene becomes metric, unless it has the scale of poses; then the depth takes that.
     """
     depth = prediction.depth.clone()
     confidence = prediction.confidence.clone()
-    ratios = []
+    ratios: dict[str, Tensor] = {}
     for index, given in enumerate(known.depth):
         if given is not None:
             layer = depth[index]
             both = (given > 0) & torch.isfinite(layer) & (layer > 0)
-            ratios.append((given[both] / layer[both]).flatten())
-    together = torch.cat(ratios)
-    metres = float(together.median()) if together.numel() else 1.0
+            if bool(both.any()):
+                ratios[photos.frames[index].name] = (given[both] / layer[both]).flatten()
+    metres = float(torch.cat(list(ratios.values())).median()) if ratios else 1.0
+    notes += _doubts(ratios, metres if known.has_metric_poses and len(known.posed) > 1 else None)
     has_scale_of_poses = bool(known.posed)
     poses = prediction.cam_from_world
     unit, scale = 1.0, prediction.scale
@@ -196,8 +204,39 @@ def _with_depth(prediction: Prediction, known: Known, notes: list[str]) -> Predi
         if given is not None:
             depth[index] = torch.where(given > 0, given * unit, depth[index])
             confidence[index] = confidence[index].masked_fill(given > 0, best)
-    if not together.numel():
+    if not ratios:
         notes.append("The network has no usable depth where some is known to compare it with.")
     return replace(
         prediction, cam_from_world=poses, depth=depth, confidence=confidence, scale=scale
     )
+
+
+def _doubts(ratios: dict[str, Tensor], metres: float | None) -> list[str]:
+    """Say which known depth contradicts other depth, or the poses.
+
+    Args:
+        ratios: Known over predicted depth, by photo.
+        metres: Known over predicted depth of all, if the predicted one has the scale of poses that
+            are said to be in metres.
+    """
+    medians = {name: float(values.median()) for name, values in ratios.items()}
+    typical = statistics.median(medians.values()) if medians else 1.0
+    odd = [name for name, ratio in medians.items() if _is_doubtful(ratio / typical)]
+    notes = []
+    if odd:
+        notes.append(
+            f"The known depth of {name_some(odd)} contradicts that of the other photos: beside "
+            f"what the network sees it is more than {DOUBTFUL_RATIO:g} times as far or as near. Is "
+            "all depth in one unit?"
+        )
+    if metres is not None and _is_doubtful(metres):
+        notes.append(
+            "The known depth contradicts the known poses, which are said to be in metres: it is "
+            f"{metres:.3g} times what the network sees in their scale. Check --depth-unit and "
+            "--metric-poses."
+        )
+    return notes
+
+
+def _is_doubtful(ratio: float) -> bool:
+    return not 1 / DOUBTFUL_RATIO <= ratio <= DOUBTFUL_RATIO

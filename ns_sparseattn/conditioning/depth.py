@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..evaluate.matching import match_names
 from ..frames.cover import resize_depth
 from ..frames.discover import list_files
 from ..frames.masks import name_some
 from ..frames.types import Frame
+from .matching import match_photos
 
 _UNITS_M = {".png": 0.001, ".npy": 1.0}
 """Metres of one unit, by the suffix of the file, if nobody says otherwise."""
@@ -42,17 +42,12 @@ def read_depth(
         ValueError: If the folder is missing, no name fits, or a file has another size or kind.
     """
     if not folder.is_dir():
-        raise ValueError(f"The folder of depth {folder} does not exist.")
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise ValueError(f"The folder of depth {folder} {what}.")
     files = [file for file in list_files(folder) if file.path.suffix.lower() in _UNITS_M]
     if not files:
         raise ValueError(f"The folder of depth {folder} holds no .png and no .npy files.")
-    try:
-        pairs = match_names([f.name for f in frames], [file.name for file in files]).pairs
-    except ValueError as error:
-        raise ValueError(
-            f"The depth in {folder} is of other photos: it has files such as {files[0].name}, the "
-            f"photos are {name_some([frame.name for frame in frames[:3]])}."
-        ) from error
+    pairs = match_photos(frames, [file.name for file in files], "The depth maps", folder)
     depth: list[Tensor | None] = [None] * len(frames)
     for index, place in pairs:
         path = files[place].path

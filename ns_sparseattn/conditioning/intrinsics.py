@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from ..errors import ReconstructionError
-from ..evaluate.matching import match_names
 from ..evaluate.read_colmap import find_model, lens_from_colmap, read_colmap_model
 from ..evaluate.read_transforms import read_transforms
 from ..evaluate.types import Lens
 from ..export.colmap import import_pycolmap
 from ..frames.masks import name_some
 from ..frames.types import Frame
+from .matching import match_photos
 
 FROM_EXIF = "exif"
 """Stands for the photos' own EXIF in place of a file."""
@@ -31,6 +31,8 @@ _WIDTH_NAMES, _HEIGHT_NAMES = ("image_width", "image_Width"), ("image_height", "
 _DISTORTION_NAMES = ("distortion_coefficients", "Distortion_Coefficients", "dist_coeffs", "D")
 _NUM_PINHOLE_PARAMS = {"SIMPLE_PINHOLE": 3, "PINHOLE": 4}
 _FISHEYE = "FISHEYE"
+_FISHEYE_MODELS = ("equidistant", "fisheye", "kannala_brandt")
+"""What ROS's and Kalibr's files call it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +48,7 @@ class _View:
     @classmethod
     def of(cls, lens: Lens, source: str) -> _View:
         if _FISHEYE in lens.model:
-            raise ValueError(
-                f"The intrinsics in {source} are of a fisheye lens ({lens.model}), which no "
-                "network here knows; undistort the photos first."
-            )
+            raise _fisheye(source, lens.model)
         first_extra = _NUM_PINHOLE_PARAMS.get(lens.model)
         if first_extra is None:
             first_extra = 3 if lens.model.startswith(("SIMPLE", "RADIAL")) else 4
@@ -63,7 +62,7 @@ class _View:
 
 def read_intrinsics(
     source: str, frames: tuple[Frame, ...]
-) -> tuple[tuple[Tensor | None, ...], tuple[str, ...]]:
+) -> tuple[tuple[Tensor | None, ...], frozenset[int], tuple[str, ...]]:
     """Read the intrinsics of photos.
 
     Args:
@@ -71,8 +70,9 @@ def read_intrinsics(
         frames: The photos.
 
     Returns:
-        For each photo ``[3, 3]`` float64 in original pixels, or ``None``; and sentences that the
-        user should read.
+        For each photo ``[3, 3]`` float64 in original pixels, or ``None``; the photos of which these
+        say all there is to say, which neither EXIF does, where lenses have nominal focal lengths,
+        nor the matrix of a lens with distortion; and sentences that the user should read.
 
     Raises:
         ValueError: If there is no such file, it is of no known kind, or names, sizes or values do
@@ -92,10 +92,28 @@ def read_intrinsics(
     if without:
         notes.append(f"No intrinsics are known from {where} for {name_some(without)}.")
     if any(view is not None and view.is_distorted for view in views):
+        notes.append(f"The lens distortion in {where} is not used; refinement estimates it anew.")
+    astray = [
+        frame.name
+        for frame, matrix in zip(frames, matrices, strict=True)
+        if matrix is not None and not _is_inside(matrix, frame)
+    ]
+    if astray:
         notes.append(
-            f"The lens distortion in {where} is not used: the cameras of the scene are pinholes."
+            f"The principal point in {where} lies outside the picture of {name_some(astray)}: are "
+            "the intrinsics of these photos, and of this size?"
         )
-    return matrices, tuple(notes)
+    calibrated = frozenset(
+        index
+        for index, view in enumerate(views)
+        if view is not None and not view.is_distorted and source != FROM_EXIF
+    )
+    return matrices, calibrated, tuple(notes)
+
+
+def _is_inside(matrix: Tensor, frame: Frame) -> bool:
+    """Whether the principal point is in the picture."""
+    return all(0 <= float(matrix[axis, 2]) <= frame.size[axis] for axis in range(2))
 
 
 def _from_exif(frames: tuple[Frame, ...]) -> list[_View | None]:
@@ -142,13 +160,7 @@ def _by_name(
         raise ValueError(
             f"{path} holds no usable intrinsics: a size and a focal length are needed."
         )
-    try:
-        pairs = match_names([frame.name for frame in frames], names).pairs
-    except ValueError as error:
-        raise ValueError(
-            f"The intrinsics in {path} are of other photos: it names {name_some(names[:3])}, the "
-            f"photos are {name_some([frame.name for frame in frames[:3]])}."
-        ) from error
+    pairs = match_photos(frames, names, "The intrinsics", path)
     views: list[_View | None] = [None] * len(frames)
     for frame, entry in pairs:
         lens = lenses[entry]
@@ -184,7 +196,7 @@ def _read_cameras(path: Path) -> list[Lens]:
             f"{path.parent} must hold images.bin beside cameras.bin, or a cameras.txt."
         )
     lenses = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in _read_text(path).splitlines():
         if not line.strip() or line.startswith("#"):
             continue
         try:
@@ -214,19 +226,23 @@ def _read_opencv(path: Path) -> _View:
         return loader.construct_mapping(node, deep=True)
 
     Loader.add_constructor("tag:yaml.org,2002:opencv-matrix", read_matrix)
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = _read_text(path).splitlines()
     # OpenCV writes a directive, %YAML:1.0, that YAML does not know.
     text = "\n".join(line for line in lines if not line.startswith("%YAML"))
     try:
         content = yaml.load(text, Loader=Loader)
         matrix = _numbers(_first(content, _MATRIX_NAMES))
+        size = [_numbers(_first(content, names)) for names in (_WIDTH_NAMES, _HEIGHT_NAMES)]
+        distortion = _numbers(_first(content, _DISTORTION_NAMES))
     except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no OpenCV calibration: {error}") from error
+        raise ValueError(f"{path} is no OpenCV calibration: {error}.") from error
+    lens = str(_first(content, ("distortion_model",)))
+    if lens.lower() in _FISHEYE_MODELS:
+        raise _fisheye(path, lens)
     if len(matrix) != 9:
         raise ValueError(
             f"{path} must hold a 3 x 3 matrix under one of {', '.join(_MATRIX_NAMES)}."
         )
-    width, height = _first(content, _WIDTH_NAMES), _first(content, _HEIGHT_NAMES)
     focal_x, skew, center_x, zero, focal_y, center_y, *last_row = matrix
     if skew or zero or last_row != [0.0, 0.0, 1.0]:
         raise ValueError(
@@ -236,9 +252,23 @@ def _read_opencv(path: Path) -> _View:
         focal=(focal_x, focal_y),
         # OpenCV counts pixels from the centre of the first one.
         center=(center_x + 0.5, center_y + 0.5),
-        size=None if width is None or height is None else (float(width), float(height)),
-        is_distorted=any(_numbers(_first(content, _DISTORTION_NAMES))),
+        size=(size[0][0], size[1][0]) if all(size) else None,
+        is_distorted=any(distortion),
     )
+
+
+def _fisheye(source: object, model: str) -> ValueError:
+    return ValueError(
+        f"The intrinsics in {source} are of a fisheye lens ({model}), which no network here knows; "
+        "undistort the photos first."
+    )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be a text file of intrinsics, got a binary one.") from error
 
 
 def _first(content: Any, names: tuple[str, ...]) -> Any:

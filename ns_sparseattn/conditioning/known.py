@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..evaluate.matching import match_names
 from ..evaluate.read import read_poses
 from ..frames.masks import name_some
 from ..frames.types import Frame, Frames
@@ -20,6 +19,7 @@ from ..models.priors import FramePrior
 from ..models.registry import ModelEntry
 from .depth import read_depth
 from .intrinsics import read_intrinsics
+from .matching import match_photos
 from .options import KnownOptions
 
 
@@ -33,6 +33,8 @@ class Known:
     """Poses in one world."""
     depth: tuple[Tensor | None, ...]  # [H, W] float32
     """z-depth in metres at network size, 0 where unknown."""
+    calibrated: frozenset[int] = frozenset()
+    """Photos whose intrinsics are so well known that no refinement should touch them."""
     has_metric_poses: bool = False
     """Whether the unit of the poses is the metre."""
     notes: tuple[str, ...] = ()
@@ -82,9 +84,10 @@ def load_known(options: KnownOptions, photos: Frames) -> Known | None:
         return None
     nothing = (None,) * len(photos)
     intrinsics, poses, depth = nothing, nothing, nothing
+    calibrated: frozenset[int] = frozenset()
     notes: list[str] = []
     if options.intrinsics is not None:
-        intrinsics, found = read_intrinsics(options.intrinsics, photos.frames)
+        intrinsics, calibrated, found = read_intrinsics(options.intrinsics, photos.frames)
         notes += found
     if options.poses is not None:
         poses, found = _read_poses(options.poses, photos.frames)
@@ -96,6 +99,7 @@ def load_known(options: KnownOptions, photos: Frames) -> Known | None:
         intrinsics=intrinsics,
         cam_from_world=poses,
         depth=depth,
+        calibrated=calibrated,
         has_metric_poses=options.metric_poses,
         notes=tuple(notes),
     )
@@ -107,13 +111,7 @@ def _read_poses(
     """Return the pose of each photo, ``[3, 4]`` float64, and notes."""
     model = read_poses(path)
     names = [frame.name for frame in frames]
-    try:
-        pairs = match_names(names, model.names).pairs
-    except ValueError as error:
-        raise ValueError(
-            f"The poses in {path} are of other photos: it names {name_some(model.names[:3])}, the "
-            f"photos are {name_some(names[:3])}."
-        ) from error
+    pairs = match_photos(frames, model.names, "The poses", path)
     if not bool(torch.isfinite(model.cam_from_world).all()):
         raise ValueError(f"The poses in {path} must be finite, got NaN or infinity.")
     poses: list[Tensor | None] = [None] * len(frames)

@@ -22,6 +22,10 @@ _MAX_NAMED = 3
 """Names shown in an error."""
 
 
+class AmbiguousNamesError(ValueError):
+    """Names would match, but several images of one model share one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Match:
     """Pairs of images that are the same."""
@@ -57,7 +61,8 @@ def match_names(first: Sequence[str], second: Sequence[str]) -> Match:
         The pairs, and the rule that found them.
 
     Raises:
-        ValueError: If no rule pairs any image, or only such rules do that are ambiguous.
+        AmbiguousNamesError: If only such rules pair images that are ambiguous.
+        ValueError: If no rule pairs any image.
 
     Example:
         >>> match_names(["b.png", "a.png"], ["images/a.jpg", "images/b.jpg"]).pairs
@@ -79,7 +84,7 @@ def match_names(first: Sequence[str], second: Sequence[str]) -> Match:
         return best
     if ambiguous is not None:
         rule, keys = ambiguous
-        raise ValueError(
+        raise AmbiguousNamesError(
             f"Images cannot be matched by {rule}: {_some(keys)} stands for several images of one "
             "model. Give both models the same names, sub-folders included."
         )

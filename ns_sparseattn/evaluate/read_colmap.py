@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +42,7 @@ def read_colmap_model(folder: Path) -> PosedModel:
     """Read a COLMAP model: poses, cameras of any model, points with their tracks.
 
     Args:
-        folder: Holds the model's files.
+        folder: Holds the model's files; that of its points may be missing.
 
     Returns:
         Its images. COLMAP writes those alone that have a pose.
@@ -49,7 +53,8 @@ def read_colmap_model(folder: Path) -> PosedModel:
     """
     pycolmap = import_pycolmap()
     try:
-        model = pycolmap.Reconstruction(str(folder))
+        with _with_points(folder) as complete:
+            model = pycolmap.Reconstruction(str(complete))
     except (RuntimeError, ValueError) as error:
         raise ReconstructionError(
             f"pycolmap cannot read the COLMAP model in {folder}: {error}"
@@ -69,6 +74,22 @@ def read_colmap_model(folder: Path) -> PosedModel:
         lenses=tuple(lenses[image.camera_id] for image in images),
         structure=_read_structure(model, images),
     )
+
+
+@contextmanager
+def _with_points(folder: Path) -> Iterator[Path]:
+    """Yield a folder that pycolmap reads: a model of poses alone may lack the file of points."""
+    suffix = next((s for s in (".bin", ".txt") if (folder / f"images{s}").is_file()), None)
+    if suffix is None or any((folder / f"points3D{s}").is_file() for s in (".bin", ".txt")):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for file in folder.glob(f"*{suffix}"):
+            shutil.copyfile(file, Path(scratch, file.name))
+        # A count of 0 points in binary files, no line in text.
+        empty = bytes(8) if suffix == ".bin" else b""
+        Path(scratch, f"points3D{suffix}").write_bytes(empty)
+        yield Path(scratch)
 
 
 def lens_from_colmap(camera: Any) -> Lens:

@@ -35,7 +35,7 @@ def read_transforms(path: Path) -> PosedModel:
         Its frames, named by their ``file_path`` without a leading ``images/``.
 
     Raises:
-        ValueError: If it is no such file, or a pose is not rigid.
+        ValueError: If it is no such file, a pose is not rigid, or intrinsics are no numbers.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -59,8 +59,20 @@ def read_transforms(path: Path) -> PosedModel:
         kind="transforms.json",
         names=tuple(names),
         cam_from_world=poses,
-        lenses=tuple(_lens({**content, **frame}) for frame in frames),
+        lenses=tuple(
+            _read_lens({**content, **frame}, name, path)
+            for name, frame in zip(names, frames, strict=True)
+        ),
     )
+
+
+def _read_lens(entry: Mapping[str, Any], name: str, path: Path) -> Lens | None:
+    try:
+        return _lens(entry)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{path} must hold numbers as the intrinsics of {name}, got something else: {error}."
+        ) from error
 
 
 def _lens(entry: Mapping[str, Any]) -> Lens | None:

@@ -142,3 +142,23 @@ def test_depth_takes_the_scale_of_the_poses(room: Room, metric: bool) -> None:
     assert torch.allclose(result.depth, world.depth, rtol=1e-3)
     assert torch.allclose(result.cam_from_world, world.cam_from_world, atol=1e-5)
     assert result.scale == ("metric" if metric else "relative")
+    assert not result.notes
+
+
+def test_depth_that_contradicts_metric_poses_is_noted(room: Room) -> None:
+    # Centimetres taken for metres.
+    depth = tuple(None if values is None else 100 * values for values in some_depth(room))
+    poses = tuple(room.truth.cam_from_world.double())
+    what = known(room, depth=depth, cam_from_world=poses, has_metric_poses=True)
+    (note,) = apply(room, moved(room.truth, 0.3), what).notes
+    assert "The known depth contradicts the known poses" in note
+    assert "it is 100 times what the network sees" in note
+    # Poses of an unknown unit contradict nothing.
+    assert not apply(room, room.truth, replace(what, has_metric_poses=False)).notes
+
+
+def test_depth_in_another_unit_than_the_rest_is_noted(room: Room) -> None:
+    depth = [layer.clone() for layer in room.truth.depth]
+    depth[3] *= 0.3048
+    (note,) = apply(room, room.truth, known(room, depth=tuple(depth))).notes
+    assert f"The known depth of {room.photos.names[3]} contradicts that of the other" in note

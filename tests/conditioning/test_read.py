@@ -155,15 +155,17 @@ def test_networks_are_told_what_they_take(room: Room, tmp_path: Path) -> None:
 def test_files_of_other_photos_are_named(room: Room, tmp_path: Path) -> None:
     others = [f"other_{i}.jpg" for i in range(5)]
     path = write_transforms(room, tmp_path / "transforms.json", names=others)
-    with pytest.raises(ValueError, match=r"The poses in .*transforms.json are of other photos: it"):
+    with pytest.raises(
+        ValueError, match=r"The poses in .*transforms.json are of other photos: they"
+    ):
         read(room, poses=path)
     with pytest.raises(
-        ValueError, match=r"The intrinsics in .* are of other photos: it names othe"
+        ValueError, match=r"The intrinsics in .* are of other photos: they have names such as othe"
     ):
         read(room, intrinsics=str(path))
     (tmp_path / "depth").mkdir()
     np.save(tmp_path / "depth/other.npy", np.ones((120, 160)))
-    with pytest.raises(ValueError, match=r"The depth in .*depth is of other photos: it has files"):
+    with pytest.raises(ValueError, match=r"The depth maps in .*depth are of other photos: they"):
         read(room, depth=tmp_path / "depth")
 
 
@@ -214,6 +216,88 @@ def test_missing_files_are_named(room: Room, tmp_path: Path) -> None:
         read(room, depth=tmp_path / "gone")
     with pytest.raises(ValueError, match="holds no .png and no .npy files"):
         read(room, depth=tmp_path)
+
+
+def test_poses_from_an_images_txt_that_stands_alone(room: Room, tmp_path: Path) -> None:
+    first, last = room.photos.names[0], room.photos.names[4]
+    path = tmp_path / "images.txt"
+    # The second image's line of points is left out, the first one's is empty.
+    path.write_text(
+        f"# IMAGE_ID, QW, ...\n1 1 0 0 0 1 2 3 1 {first}\n\n2 0 0 2 0 4 5 6 1 {last}\n"
+        f"3 1 0 0 0 7 8 9 1 other.jpg\n3.0 4.0 -1\n"
+    )
+    for source in (path, tmp_path):
+        known = read(room, poses=source)
+        assert known.posed == (0, 4)
+        pose = known.cam_from_world[4]
+        assert pose is not None
+        assert pose.tolist() == [[-1, 0, 0, 4], [0, 1, 0, 5], [0, 0, -1, 6]]
+    path.write_text(f"1 0 0 0 0 1 2 3 1 {first}\n")
+    with pytest.raises(ValueError, match=f"images.txt must hold poses, got none for {first}"):
+        read(room, poses=path)
+    path.write_text("1 1 0 0 0 1 2 3\n")
+    with pytest.raises(ValueError, match="images.txt has a line that is no image: '1 1 0 0"):
+        read(room, poses=path)
+
+
+def test_a_model_without_points_is_enough(room: Room, tmp_path: Path) -> None:
+    write_cameras(room, tmp_path)
+    (tmp_path / "images.txt").write_text(f"1 1 0 0 0 1 2 3 1 {room.photos.names[1]}\n\n")
+    known = read(room, poses=tmp_path, intrinsics=str(tmp_path))
+    assert known.posed == (1,)
+    assert known.intrinsics[1] is not None
+    assert torch.allclose(known.intrinsics[1], true_intrinsics(room), atol=1e-4)
+    assert known.intrinsics[0] is None
+
+
+def test_entries_that_share_a_name_are_refused(room: Room, tmp_path: Path) -> None:
+    stem = Path(room.photos.names[0]).stem
+    for suffix in ("npy", "png"):
+        write_depth(room, tmp_path / suffix, kind=suffix)
+    (tmp_path / "npy" / f"{stem}.npy").rename(tmp_path / "png" / f"{stem}.npy")
+    with pytest.raises(ValueError, match="do not tell which photo each is of"):
+        read(room, depth=tmp_path / "png")
+    names = [room.photos.names[0]] * 2
+    path = write_transforms(room, tmp_path / "transforms.json", names=names)
+    with pytest.raises(ValueError, match="must be of different photos, got .* more than once"):
+        read(room, intrinsics=str(path))
+    with pytest.raises(ValueError, match="must be unique"):
+        read(room, poses=path)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (b"K: [[80, 0, 80], [0, 80, 60], [0, 0, 1]]\nimage_width: wide\n", "is no OpenCV calib"),
+        (b"K: [[80, 0, 80], [0, 80, 60], [0, 0, 1]]\ndistortion_model: equidistant\n", "fisheye"),
+        (b"", "it holds no names and values"),
+        (b"a: 1\n", "must hold a 3 x 3 matrix under one of camera_matrix"),
+        (b"\xff\xfe\x00", "must be a text file of intrinsics, got a binary one"),
+    ],
+)
+def test_unusable_calibrations_are_named(
+    room: Room, tmp_path: Path, text: bytes, sentence: str
+) -> None:
+    path = tmp_path / "calibration.yaml"
+    path.write_bytes(text)
+    with pytest.raises(ValueError, match=sentence) as refused:
+        read(room, intrinsics=str(path))
+    assert str(path) in str(refused.value)
+
+
+def test_intrinsics_that_are_no_numbers_are_named(room: Room, tmp_path: Path) -> None:
+    content = json.loads(write_transforms(room, tmp_path / "t.json").read_text())
+    for value in ("long", None):
+        (tmp_path / "t.json").write_text(json.dumps({**content, "fl_x": value}))
+        with pytest.raises(ValueError, match=r"t.json must hold numbers as the intrinsics of"):
+            read(room, intrinsics=str(tmp_path / "t.json"))
+
+
+def test_a_principal_point_outside_the_picture_is_noted(room: Room, tmp_path: Path) -> None:
+    path = write_transforms(room, tmp_path / "t.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "cx": 700.0}))
+    (note,) = read(room, intrinsics=str(path)).notes
+    assert "lies outside the picture of" in note
 
 
 def test_options_without_effect_are_refused() -> None:

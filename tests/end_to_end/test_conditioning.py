@@ -149,7 +149,7 @@ def test_masked_halves_make_no_points(
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ("poses", "are of other photos: it names"),
+        ("poses", "are of other photos: they have names such as"),
         ("intrinsics", "are singular: focal lengths must be positive, got 0 and 81."),
         ("depth", "has 48 x 36 pixels, its photo"),
         ("mask", "has 48 x 36 pixels, its photo has 96 x 72"),
