@@ -17,8 +17,8 @@ class KnownOptions:
     """Known cameras: a COLMAP model or its cameras.txt, a transforms.json, an OpenCV YAML file, or
     the word exif for the focal lengths that the photos state."""
     poses: Path | None = None
-    """Known poses: a transforms.json, a COLMAP model, or a scene folder. The scene takes their
-    frame and scale."""
+    """Known poses: a transforms.json, a COLMAP model or its images.txt, or a scene folder. The
+    scene takes their frame and scale."""
     metric_poses: bool = False
     """The unit of the known poses is the metre."""
     depth: Path | None = None
