@@ -21,6 +21,8 @@ BLOCK_Q = 128
 """Tokens of a query block (arXiv 2509.07120)."""
 BLOCK_K = 64
 """Tokens of a key block (arXiv 2509.07120)."""
+Q_PER_K = BLOCK_Q // BLOCK_K
+"""A query block is as long as so many key blocks, whatever their size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,12 @@ class BlockOrder:
 
     @classmethod
     def of(
-        cls, tokens: TokenLayout, device: torch.device, patch_order: Tensor | None = None
+        cls,
+        tokens: TokenLayout,
+        device: torch.device,
+        patch_order: Tensor | None = None,
+        *,
+        block_k: int = BLOCK_K,
     ) -> BlockOrder:
         """Build the order of a layout on a device.
 
@@ -113,13 +120,15 @@ class BlockOrder:
             device: Where the indices will be.
             patch_order: ``[G, num_frames * num_patches]`` int64, the patches of all frames as they
                 are to follow each other; none for frame by frame, row by row.
+            block_k: Tokens of a key block.
         """
+        block_q = Q_PER_K * block_k
         patches = tokens.patch_ids(device).reshape(1, -1)
         if patch_order is not None:
             patches = patches[0, patch_order.to(device)]
         specials = tokens.special_ids(device).expand(len(patches), -1)
         num_patches = patches.shape[1]
-        num_padding = -num_patches % BLOCK_Q
+        num_padding = -num_patches % block_q
         padding = patches.new_zeros(len(patches), num_padding)
         gather_index = torch.cat([patches, padding, specials], dim=1)
         exists = torch.ones(gather_index.shape[1], dtype=torch.bool, device=device)
@@ -130,8 +139,8 @@ class BlockOrder:
             gather_index=gather_index,
             scatter_index=scatter_index,
             key_mask=exists[None],
-            num_full_q_blocks=-(-specials.shape[1] // BLOCK_Q),
-            num_sink_k_blocks=-(-specials.shape[1] // BLOCK_K),
+            num_full_q_blocks=-(-specials.shape[1] // block_q),
+            num_sink_k_blocks=-(-specials.shape[1] // block_k),
         )
 
     @property

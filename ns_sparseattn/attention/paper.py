@@ -33,7 +33,7 @@ from torch import Tensor
 
 from .block_map import BlockMap
 from .hilbert import hilbert_order
-from .layout import BLOCK_K, BLOCK_Q, TokenLayout
+from .layout import BLOCK_K, Q_PER_K, TokenLayout
 from .plan import PaperPolicy, Pooling
 
 _SCORES_PER_CHUNK = 1 << 22
@@ -129,14 +129,15 @@ def select_paper_blocks(
         ([2], 2)
     """
     batch, heads, num_patches, _ = q.shape
-    num_columns = math.ceil(num_patches / BLOCK_K)
-    num_k_blocks = math.ceil((num_patches + num_special) / BLOCK_K)
+    block_q, block_k = Q_PER_K * policy.block_k, policy.block_k
+    num_columns = math.ceil(num_patches / block_k)
+    num_k_blocks = math.ceil((num_patches + num_special) / block_k)
     counts, columns = [], []
-    for shares in pooled_shares(q, k, policy.pooling):
+    for shares in pooled_shares(q, k, policy.pooling, block_k=block_k):
         keep = _keep(shares, policy)
         counts.append(keep.sum(-1))
         columns.append(keep.nonzero()[:, 1].to(torch.int32))
-    num_rows = math.ceil(num_patches / BLOCK_Q)
+    num_rows = math.ceil(num_patches / block_q)
     row_offsets = torch.zeros(batch * heads * num_rows + 1, dtype=torch.int64, device=q.device)
     torch.cumsum(torch.cat(counts), 0, out=row_offsets[1:])
     return BlockMap(
@@ -144,8 +145,8 @@ def select_paper_blocks(
         num_heads=heads,
         num_q_blocks=num_rows,
         num_k_blocks=num_k_blocks,
-        block_q=BLOCK_Q,
-        block_k=BLOCK_K,
+        block_q=block_q,
+        block_k=block_k,
         row_offsets=row_offsets,
         columns=torch.cat(columns),
         num_sink_k_blocks=num_k_blocks - num_columns,
@@ -156,6 +157,8 @@ def pooled_shares(
     q: Tensor,  # [B, H, P, D]
     k: Tensor,  # [B, H, P, D]
     pooling: Pooling = "mean",
+    *,
+    block_k: int = BLOCK_K,
 ) -> Iterator[Tensor]:
     """Yield the pooled attention in chunks of rows: batch-major, then head, then query block.
 
@@ -163,6 +166,7 @@ def pooled_shares(
         q: Patch queries ``[B, H, P, D]``.
         k: Patch keys ``[B, H, P, D]``.
         pooling: How the tokens of a block become one.
+        block_k: Tokens of a key block; a query block has twice as many.
 
     Yields:
         ``[rows, C]``: softmax over the patch key blocks, float32 (float64 for float64 inputs).
@@ -170,8 +174,8 @@ def pooled_shares(
     Raises:
         ValueError: If scores are not finite.
     """
-    q_blocks = _pool(q, BLOCK_Q, pooling)  # [B, H, R, D]
-    k_blocks = _pool(k, BLOCK_K, pooling)  # [B, H, C, D]
+    q_blocks = _pool(q, Q_PER_K * block_k, pooling)  # [B, H, R, D]
+    k_blocks = _pool(k, block_k, pooling)  # [B, H, C, D]
     rows_per_chunk = max(_SCORES_PER_CHUNK // k_blocks.shape[2], 1)
     for queries, keys in zip(q_blocks.flatten(0, 1), k_blocks.flatten(0, 1), strict=True):
         for rows in queries.split(rows_per_chunk):

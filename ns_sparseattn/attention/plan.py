@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, get_args
 
 from .backends import BackendName
+from .block_map import BlockMap
+from .layout import BLOCK_K
+from .tiles import tile_side
 
 Pooling = Literal["mean", "max"]
 
@@ -47,6 +50,9 @@ curve or row by row."""
 Share = float | tuple[float, ...]
 """A share in [0, 1] of all heads, or one for each head."""
 
+Selector = Callable[..., BlockMap]
+"""Takes what `ns_sparseattn.attention.selection.select_blocks` takes, and gives what it gives."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSparsePolicy:
@@ -62,12 +68,18 @@ class BlockSparsePolicy:
     """Whether blocks that are left out contribute through the means of their keys and values."""
     order: PatchOrder = "tiles"
     """How patches are grouped into blocks."""
+    block_k: int = BLOCK_K
+    """Tokens of a key block, four times a square; a query block has twice as many. Smaller blocks
+    choose more finely where there are few tokens, and are slower where there are many."""
     backend: BackendName = "auto"
     """What computes it."""
+    selector: Selector | None = None
+    """What picks the blocks in place of `select_blocks`, to measure other selections."""
 
     def __post_init__(self) -> None:
         if self.order not in get_args(PatchOrder):
             raise ValueError(f"`order` must be one of {get_args(PatchOrder)}, got {self.order!r}.")
+        tile_side(self.block_k)
         for mass in _each(1.0 if self.mass is None else self.mass):
             if not 0.0 < mass <= 1.0:
                 raise ValueError(f"`mass` must be in (0, 1], got {mass:g}.")
@@ -99,6 +111,8 @@ class BlockSparsePolicy:
             wanted.append("coarse")
         if self.order != "tiles":
             wanted.append(self.order)
+        if self.block_k != BLOCK_K:
+            wanted.append(f"blocks of {self.block_k}")
         return f"block-sparse ({', '.join(wanted)})"
 
 
@@ -146,6 +160,8 @@ class PaperPolicy:
     """How the tokens of a block become one. Published results use the mean."""
     hilbert: bool = False
     """Order the patches of each frame along a Hilbert curve instead of row by row."""
+    block_k: int = BLOCK_K
+    """Tokens of a key block; a query block has twice as many. Published results use 64 and 128."""
     backend: BackendName = "auto"
     """What computes it."""
 
@@ -156,6 +172,8 @@ class PaperPolicy:
             value = getattr(self, name)
             if value is not None and not 0.0 <= value <= 1.0:
                 raise ValueError(f"`{name}` must be in [0, 1], got {value:g}.")
+        if self.block_k < 1:
+            raise ValueError(f"`block_k` must be at least 1, got {self.block_k}.")
         if self.pooling not in ("mean", "max"):
             raise ValueError(f"`pooling` must be mean or max, got {self.pooling!r}.")
 
@@ -169,6 +187,8 @@ class PaperPolicy:
             wanted.append(f"{self.pooling} pooling")
         if self.hilbert:
             wanted.append("hilbert")
+        if self.block_k != BLOCK_K:
+            wanted.append(f"blocks of {self.block_k}")
         return f"paper ({', '.join(wanted)})"
 
 

@@ -22,7 +22,7 @@ from .dense import dense_attention
 from .frame_attention import frame_attention
 from .hilbert import hilbert_order
 from .kept_mass import note_kept_mass
-from .layout import BLOCK_K, BLOCK_Q, BlockOrder, TokenLayout
+from .layout import Q_PER_K, BlockOrder, TokenLayout
 from .paper import PaperOrder, select_paper_blocks
 from .patterns import BlockPattern, FramePattern, Pattern
 from .plan import (
@@ -66,7 +66,7 @@ class AttentionRun:
         self._plan = plan.fitted_to(num_layers)
         self._tokens = tokens
         self._key_mask = None if key_mask is None else _checked_mask(key_mask, tokens)
-        self._orders: dict[tuple[torch.device, PatchOrder], BlockOrder] = {}
+        self._orders: dict[tuple[torch.device, PatchOrder, int], BlockOrder] = {}
         self._paper_orders: dict[tuple[torch.device, bool], PaperOrder] = {}
         self._workspace: dict[str, Tensor] = {}
         self._timed: list[tuple[LayerStats, _Timer]] = []
@@ -197,14 +197,14 @@ class AttentionRun:
             key_mask = key_mask & self._key_mask.gather(
                 1, order.gather_index.expand(q.shape[0], -1)
             )
-        block_map = select_blocks(
+        block_map = (policy.selector or select_blocks)(
             q_blocks,
             k_blocks,
             mass=policy.mass,
             min_density=policy.min_density,
             max_density=policy.max_density,
-            block_q=BLOCK_Q,
-            block_k=BLOCK_K,
+            block_q=Q_PER_K * policy.block_k,
+            block_k=policy.block_k,
             num_full_q_blocks=order.num_full_q_blocks,
             num_sink_k_blocks=order.num_sink_k_blocks,
             key_mask=key_mask,
@@ -300,7 +300,8 @@ class AttentionRun:
 
     def _order_of(self, policy: BlockSparsePolicy, k: Tensor) -> BlockOrder:
         """Return a policy's order; the keys of the first layer that asks decide for all."""
-        key = (k.device, policy.order)
+        block_k = policy.block_k
+        key = (k.device, policy.order, block_k)
         if key not in self._orders:
             patches = None
             if policy.order == "tiles":
@@ -308,7 +309,11 @@ class AttentionRun:
                 masks = [None] * len(k) if self._key_mask is None else self._key_mask
                 patches = torch.stack(
                     [
-                        tile_order(self._tokens, chain_frames(scene, self._tokens, mask))
+                        tile_order(
+                            self._tokens,
+                            chain_frames(scene, self._tokens, mask, block_k=block_k),
+                            block_k=block_k,
+                        )
                         for scene, mask in zip(k, masks, strict=True)
                     ]
                 )
@@ -316,7 +321,7 @@ class AttentionRun:
                 curve = hilbert_order(self._tokens.grid_height, self._tokens.grid_width)
                 frames = torch.arange(self._tokens.num_frames)[:, None] * self._tokens.num_patches
                 patches = (frames + torch.tensor(curve)).reshape(1, -1)
-            self._orders[key] = BlockOrder.of(self._tokens, k.device, patches)
+            self._orders[key] = BlockOrder.of(self._tokens, k.device, patches, block_k=block_k)
         return self._orders[key]
 
 

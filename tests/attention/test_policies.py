@@ -17,7 +17,10 @@ from ns_sparseattn.attention import (
     TokenLayout,
     dense_attention,
 )
+from ns_sparseattn.attention.block_map import BlockMap
 from ns_sparseattn.attention.crossover import CROSSOVERS, Crossover, crossover
+from ns_sparseattn.attention.recording import record_block_maps
+from ns_sparseattn.attention.selection import select_blocks
 
 LAYOUTS = [
     pytest.param(TokenLayout(num_frames=4, num_special=2, grid_height=3, grid_width=5), id="vggt"),
@@ -139,3 +142,56 @@ def test_a_plan_for_a_depth_is_stretched_to_a_model_of_another() -> None:
     assert sorted(plan.fitted_to(4).layers) == [0, 1]
     assert sorted(plan.fitted_to(48).layers) == list(range(18))
     assert plan.fitted_to(1).layers == {0: FramePolicy()}
+
+
+@pytest.mark.parametrize("block_k", [4, 16, 64])
+@pytest.mark.parametrize("kind", ["ours", "paper"])
+def test_blocks_of_any_size_with_all_kept_are_dense_attention(block_k: int, kind: str) -> None:
+    tokens = TokenLayout(num_frames=5, num_special=2, grid_height=5, grid_width=7)
+    q, k, v = _qkv(tokens)
+    policy = (
+        BlockSparsePolicy(max_density=1.0, block_k=block_k)
+        if kind == "ours"
+        else PaperPolicy(sparse_ratio=0.0, block_k=block_k)
+    )
+    run = AttentionRun(AttentionPlan(default=policy), tokens, 1)
+    out = run.attend(0, q, k, v)
+    torch.testing.assert_close(out, dense_attention(q, k, v), rtol=0, atol=5e-6)
+    assert run.stats[0].density == pytest.approx(1.0)
+    assert (f"blocks of {block_k}" in run.stats[0].policy) == (block_k != 64)
+
+
+def test_small_blocks_choose_more_finely() -> None:
+    tokens = TokenLayout(num_frames=8, num_special=2, grid_height=6, grid_width=8)
+    q, k, v = _qkv(tokens)
+    maps = {}
+    for block_k in (16, 64):
+        plan = AttentionPlan(default=BlockSparsePolicy(max_density=0.25, block_k=block_k))
+        with record_block_maps() as recorded:
+            AttentionRun(plan, tokens, 1).attend(0, q, k, v)
+        maps[block_k] = recorded[0]
+    assert (maps[16].block_q, maps[16].block_k) == (32, 16)
+    # 384 patches: a quarter of 24 blocks is 6, of 6 blocks 2.
+    assert maps[16].counts.unique().tolist() == [6]
+    assert maps[64].counts.unique().tolist() == [2]
+
+
+def test_a_selector_takes_the_place_of_the_selection() -> None:
+    tokens = TokenLayout(num_frames=8, num_special=2, grid_height=6, grid_width=8)
+    q, k, v = _qkv(tokens)
+    calls = []
+
+    def all_blocks(*tensors: Tensor, **options: object) -> BlockMap:
+        calls.append(options)
+        return select_blocks(*tensors, **{**options, "max_density": 1.0})  # type: ignore[arg-type]
+
+    policy = BlockSparsePolicy(max_density=0.25, selector=all_blocks)
+    out = AttentionRun(AttentionPlan(default=policy), tokens, 1).attend(0, q, k, v)
+    torch.testing.assert_close(out, dense_attention(q, k, v), rtol=0, atol=5e-6)
+    assert [call["max_density"] for call in calls] == [0.25]
+
+
+@pytest.mark.parametrize("block_k", [0, 8, 32, 60])
+def test_blocks_that_no_square_of_four_frames_fills_are_refused(block_k: int) -> None:
+    with pytest.raises(ValueError, match="`block_k` must be 4 times a square"):
+        BlockSparsePolicy(max_density=0.5, block_k=block_k)

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from ns_sparseattn.attention import AttentionPlan, AttentionRun, BlockSparsePolicy, TokenLayout
-from ns_sparseattn.attention.tiles import FRAMES, TILE, chain_frames, tile_order
+from ns_sparseattn.attention.layout import BLOCK_K
+from ns_sparseattn.attention.tiles import FRAMES, chain_frames, tile_order, tile_side
+
+TILE = tile_side(BLOCK_K)
 
 GRIDS = [(1, 1, 1), (4, 8, 8), (3, 5, 7), (9, 28, 37), (6, 4, 2)]
 
