@@ -115,9 +115,11 @@ def run_process(options: ProcessOptions, *, verbose: bool) -> ProcessResult:
             if not options.data.is_dir():
                 raise
             raise ValueError(f"{error}\nAdd --skip-broken to leave such files out.") from error
-    if not result.is_trusted and not options.refine.accept_untrusted:
+    if not result.is_trusted and options.refine.accept_untrusted:
+        _console.print("[bold yellow]The scene cannot be trusted[/]; the notes say why.")
+    elif not result.is_trusted:
         _console.print(
-            "[bold red]The scene cannot be trusted[/]; the notes say why. "
+            "[bold red]The scene cannot be trusted[/]; the notes say why. It was written; "
             "--accept-untrusted makes this a warning.",
             highlight=False,
         )

@@ -11,6 +11,7 @@ import tyro
 from .console import run_process
 from .options import ExportOptions
 from .pipeline import ProcessOptions, WeightsOptions
+from .refine import RefineOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,8 @@ class Demo:
                 data=photos,
                 output_dir=self.output_dir / "scene",
                 weights=WeightsOptions(weights=self.weights),
+                # What a demo shows is the summary with its notes, not an exit code.
+                refine=RefineOptions(accept_untrusted=True),
                 export=ExportOptions(overwrite=True),
             ),
             verbose=False,

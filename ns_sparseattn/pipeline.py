@@ -27,12 +27,12 @@ from .models.weight_set import WeightsInfo
 from .options import ExportOptions, FrameOptions, SceneOptions
 from .predicting import predict_scene
 from .prediction import Prediction, StageRecord
-from .refine import RefineOptions, refine_prediction
+from .refine import Given, RefineOptions, refine_prediction
 from .stages import Progress, StageRecorder
 
 UNVERIFIED_NOTE = (
-    "The weights are unverified: no published or shipped set. Untrained or unknown weights give "
-    "poses and points that mean nothing."
+    "The weights are unverified: no published or shipped set. What untrained or unknown weights "
+    "predict means nothing."
 )
 
 AttentionName = Literal[
@@ -46,8 +46,9 @@ class WeightsOptions:
 
     weights: str | None = None
     """A named set (such as vggt-1b-commercial), a Hugging Face repository (owner/name), a local
-    folder, .safetensors or .pt file; or seeded / seeded-small: untrained, to try the pipeline.
-    None: the model's published set, which is vggt-1b, pi3, pi3x or map-anything."""
+    folder, .safetensors or .pt file; tiny: a small VGGT that ships with the package; or seeded /
+    seeded-small: random numbers, for tests. None: the model's published set, which is vggt-1b, pi3,
+    pi3x or map-anything."""
     commercial: bool = False
     """Refuse weights whose licence forbids or does not clearly allow commercial use."""
     device: str = "auto"
@@ -107,13 +108,13 @@ class AttentionOptions:
                 raise ValueError(f"`{name}` must be above 0 and at most 1, got {value:g}.")
         self.plan()
 
-    def plan(self, model: ModelName = "vggt") -> AttentionPlan:
-        """Return the plan that the options describe for a model."""
+    def plan(self, model: ModelName = "vggt", weights: str | None = None) -> AttentionPlan:
+        """Return the plan that the options describe for a model and its weights."""
         if self.attention == "block-sparse":
             return AttentionPlan.block_sparse(
                 density=self.density, mass=self.mass, coarse=self.coarse
             )
-        return find_model(model).plan(self.attention)
+        return find_model(model).plan(self.attention, weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +139,7 @@ class ProcessOptions:
     inference: InferenceOptions = field(default_factory=InferenceOptions)
     frames: FrameOptions = field(default_factory=FrameOptions)
     scene: SceneOptions = field(default_factory=SceneOptions)
-    refine: RefineOptions = field(default_factory=lambda: RefineOptions(refine="none"))
+    refine: RefineOptions = field(default_factory=RefineOptions)
     export: ExportOptions = field(default_factory=ExportOptions)
 
 
@@ -179,14 +180,17 @@ def process(options: ProcessOptions, *, progress: Progress | None = None) -> Pro
 def _process(options: ProcessOptions, scratch: Path, progress: Progress | None) -> ProcessResult:
     """Do the work of `process`, with a folder for what need not outlive it."""
     entry = find_model(options.model)
-    plan = options.attention.plan(options.model)
+    plan = options.attention.plan(options.model, options.weights.weights)
     device = options.weights.resolve_device()
     for source in filter(None, (options.data, options.eval_data)):
         export.check_output(options.output_dir, source, options.export)
     before, after = StageRecorder(device, progress), StageRecorder(device, progress)
     with before.stage("load photos") as report:
         photos = frames.load(
-            options.data, entry.sized(options.frames), eval_data=options.eval_data, progress=report
+            options.data,
+            entry.sized(options.frames, options.weights.weights),
+            eval_data=options.eval_data,
+            progress=report,
         )
         known = load_known(options.known, photos)
     with before.stage("load weights", 1) as report:
@@ -211,6 +215,9 @@ def _process(options: ProcessOptions, scratch: Path, progress: Progress | None) 
     )
     prediction = predicted.prediction
     del model  # Building the scene may need the memory.
+    given = Given()
+    if known is not None:
+        given = Given(poses=frozenset(known.posed), intrinsics=known.calibrated)
     database = scratch / "database.db" if options.refine.keep_database else None
     with after.stage("build scene" if options.refine.refine == "none" else "refine and build"):
         refined = refine_prediction(
@@ -218,6 +225,7 @@ def _process(options: ProcessOptions, scratch: Path, progress: Progress | None) 
             photos,
             options.scene,
             options.refine,
+            given=given,
             database_path=database,
             progress=progress,
         )

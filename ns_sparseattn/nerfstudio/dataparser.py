@@ -11,6 +11,7 @@ parser is used.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Optional, Type  # noqa: UP035 - tyro reads these on 3.10.
@@ -21,6 +22,8 @@ from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 
 if TYPE_CHECKING:
     from ..pipeline import ProcessOptions
+
+_logger = logging.getLogger(__name__)
 
 _Model = Literal["vggt", "pi3", "pi3x", "mapanything"]
 
@@ -40,8 +43,8 @@ class SparseVGGTDataParserConfig(ColmapDataParserConfig):
     """Where scenes are kept. By default .ns_sparseattn in the photos' folder, or the user's cache
     folder if that cannot be written."""
     weights: Optional[str] = None  # noqa: UP045
-    """A named set, a Hugging Face repository, a local file, or seeded / seeded-small. None: the
-    model's published set."""
+    """A named set, a Hugging Face repository, a local file, or tiny, which ships with the package.
+    None: the model's published set."""
     commercial: bool = False
     """Refuse weights whose licence forbids or does not clearly allow commercial use."""
     device: str = "auto"
@@ -61,12 +64,17 @@ class SparseVGGTDataParserConfig(ColmapDataParserConfig):
     """Leave out files that cannot be read instead of stopping."""
     resize: Literal["auto", "fit", "crop", "pad", "area", "cover"] = "auto"
     """How photos become network inputs. auto: by the model's own rule."""
-    long_side: int = 518
-    """Longest side of the network's input, pixels."""
+    long_side: Optional[int] = None  # noqa: UP045
+    """Longest side of the network's input, pixels. None: what the weights were trained at."""
     camera_mode: Literal["auto", "single", "per-folder", "per-image"] = "auto"
     """Which photos share one camera."""
     max_points: int = 200_000
     """Points kept at most."""
+    refine: Literal["none", "fast", "full"] = "fast"
+    """Correct the predicted cameras by matches between the full-resolution photos: none, fast, or
+    full with twice the pairs and more rounds."""
+    accept_untrusted: bool = False
+    """Train also on a scene that matches do not confirm."""
 
 
 @dataclass
@@ -106,6 +114,7 @@ class SparseVGGTDataParser(DataParser):
             cache_dir=self.config.cache_dir,
             is_evaluation=split == "test",
         )
+        _check_trust(self.config, scene_dir)
         inherited = {f.name: getattr(self.config, f.name) for f in fields(ColmapDataParserConfig)}
         inherited |= {"_target": ColmapDataParser, "data": scene_dir}
         if self.config.masks_path is None and (scene_dir / "masks").is_dir():
@@ -117,6 +126,28 @@ class SparseVGGTDataParser(DataParser):
         return ColmapDataParser(ColmapDataParserConfig(**inherited)).get_dataparser_outputs(
             split, **kwargs
         )
+
+
+def _check_trust(config: SparseVGGTDataParserConfig, scene_dir: Path) -> None:
+    """Stop before hours go into a scene that matches do not confirm, or warn.
+
+    Raises:
+        ReconstructionError: If matches do not confirm the scene, and the config does not accept it.
+    """
+    from ..errors import ReconstructionError
+    from ..export import read_manifest
+
+    refinement = (read_manifest(scene_dir) or {}).get("refinement")
+    if refinement is None or refinement["is_trusted"]:
+        return
+    verdict = f"The scene of {config.data} cannot be trusted: {' '.join(refinement['reasons'])}"
+    if config.accept_untrusted:
+        _logger.warning(verdict)
+        return
+    raise ReconstructionError(
+        f"{verdict} It is in {scene_dir}. Train on it anyway with --accept-untrusted True, or on "
+        "the prediction as it is with --refine none."
+    )
 
 
 def _num_photos(scene_dir: Path) -> int:
@@ -133,6 +164,7 @@ def process_options(config: SparseVGGTDataParserConfig) -> ProcessOptions:
     """
     from ..options import FrameOptions, SceneOptions
     from ..pipeline import AttentionOptions, ProcessOptions, WeightsOptions
+    from ..refine import RefineOptions
 
     return ProcessOptions(
         model=config.model,
@@ -152,6 +184,7 @@ def process_options(config: SparseVGGTDataParserConfig) -> ProcessOptions:
             long_side=config.long_side,
         ),
         scene=SceneOptions(camera_mode=config.camera_mode, max_points=config.max_points),
+        refine=RefineOptions(refine=config.refine, accept_untrusted=config.accept_untrusted),
     )
 
 

@@ -34,6 +34,7 @@ from ..models.checkpoint import sha256_of
 from ..models.loading import local_file
 from ..models.registry import find_model
 from ..pipeline import ProcessOptions
+from ..refine import RefineOptions
 
 _logger = logging.getLogger(__name__)
 
@@ -127,13 +128,14 @@ def _key(options: ProcessOptions, index_path: Path) -> str:
     settings = (
         __version__,
         options.model,
-        dataclasses.replace(entry.sized(options.frames), masks=None),
+        dataclasses.replace(entry.sized(options.frames, source), masks=None),
         options.scene,
         dataclasses.replace(options.export, overwrite=False),
         options.attention,
         options.inference.precision,
         options.weights.commercial,
         options.reference,
+        _refinement(options.refine),
         _known_content(options.known, index),
         source if weights is None else index.sha256(weights),
     )
@@ -144,6 +146,14 @@ def _key(options: ProcessOptions, index_path: Path) -> str:
         digest.update(repr(entry).encode())
     index.save()
     return digest.hexdigest()[:24]
+
+
+def _refinement(options: RefineOptions) -> RefineOptions | None:
+    """Return the options of refinement without those that change no scene."""
+    if options.refine == "none":
+        return None
+    match = dataclasses.replace(options.match, match_threads=0)
+    return dataclasses.replace(options, accept_untrusted=False, match=match)
 
 
 def _known_content(known: KnownOptions, index: _HashIndex) -> tuple[object, ...]:

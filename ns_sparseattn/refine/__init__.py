@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from .audit import Audit, ImageVerdict, audit_scene, contradiction
+from .given import Given
 from .options import AuditOptions, MatchOptions, RefineMode, RefineOptions
 from .points import fill_points
 from .run import Refined, refine_scene
@@ -12,6 +13,7 @@ from .stage import RefinedPrediction, refine_prediction
 __all__ = [
     "Audit",
     "AuditOptions",
+    "Given",
     "ImageVerdict",
     "MatchOptions",
     "RefineMode",

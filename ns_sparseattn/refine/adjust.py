@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 from ..export.colmap import import_pycolmap
 from ..geometry import camera_centers
 from ..scene.types import Scene
+from .cameras import align
 from .database import open_database
 from .features import num_threads
+from .given import Given, Held
 from .options import RefineOptions, Round
 from .pairs import scene_extent
 
@@ -32,6 +34,9 @@ _logger = logging.getLogger(__name__)
 
 _MIN_PRIORS = 3
 """Positions that a similarity needs, by which pycolmap aligns a model with its priors."""
+
+_MIN_GAUGE = 2
+"""Held poses that leave neither place nor scale of a scene open."""
 
 _MAX_ITERATIONS = 100
 """Of one adjustment: COLMAP's default."""
@@ -59,8 +64,10 @@ class Model:
     graph: Any
     manager: Any
     prior_centers: NDArray[np.float64]  # [F, 3]
-    prior_sigma: float
-    """Standard deviation of the prior centres, world units."""
+    prior_sigmas: NDArray[np.float64]  # [F]
+    """Standard deviations of the prior centres, world units."""
+    held: Held
+    """Poses and cameras that no adjustment touches."""
     held_out: set[int]
     """Images that the prior says nothing about, because they were found to stand elsewhere."""
 
@@ -85,6 +92,8 @@ def load_model(
     scene: Scene,
     options: RefineOptions,
     *,
+    given: Given,
+    held: Held,
     left_out: Collection[int],
 ) -> Model:
     """Put the poses of a scene over the matches of its database.
@@ -93,6 +102,8 @@ def load_model(
         database_path: Holds verified matches; camera models are the scene's.
         scene: Cameras and poses, by which later rounds are weakly held.
         options: Hold the weight of these poses.
+        given: Images whose poses are known.
+        held: Poses and cameras that no adjustment may touch.
         left_out: Numbers of images that get no pose.
     """
     pycolmap = import_pycolmap()
@@ -109,12 +120,16 @@ def load_model(
     centers = camera_centers(torch.stack([image.cam_from_world for image in scene.images]))
     trusted = [index for index in range(len(scene.images)) if index not in set(left_out)]
     extent = scene_extent(centers[trusted])
+    sigmas = np.full(len(scene.images), options.prior_position_share * (extent or 1.0))
+    if options.known_position_sigma is not None:
+        sigmas[sorted(given.poses)] = options.known_position_sigma
     model = Model(
         reconstruction=reconstruction,
         graph=cache.correspondence_graph,
         manager=manager,
         prior_centers=centers.numpy(),
-        prior_sigma=options.prior_position_share * (extent if extent > 0 else 1.0),
+        prior_sigmas=sigmas,
+        held=held,
         held_out=set(left_out),
     )
     for index in trusted:
@@ -225,39 +240,54 @@ def _adjust(model: Model, seen: Collection[int], settings: Round, options: Refin
     config = pycolmap.BundleAdjustmentConfig()
     for image_id in sorted(seen):
         config.add_image(image_id)
-        if options.hold_poses:
+        if image_id - 1 in model.held.poses:
             config.set_constant_rig_from_world_pose(reconstruction.image(image_id).frame_id)
-    if options.hold_intrinsics:
-        for camera_id in reconstruction.cameras:
+    for camera_id in reconstruction.cameras:
+        if camera_id in model.held.cameras or _is_unsafe(model, seen):
             config.set_constant_cam_intrinsics(camera_id)
-    elif not options.hold_poses:
-        _hold_unsafe_cameras(model, seen, config)
     adjustment = _adjustment_options(settings, options)
-    priors = [] if options.hold_poses else _priors(model, seen)
+    held = [i for i in sorted(seen) if i - 1 in model.held.poses]
+    priors = [] if len(held) == len(seen) else _priors(model, seen)
     if len(priors) >= _MIN_PRIORS:
         prior_options = pycolmap.PosePriorBundleAdjustmentOptions()
         # Three sigmas: farther off, a prior is no guide to the gauge.
-        prior_options.alignment_ransac.max_error = 3.0 * model.prior_sigma
+        prior_options.alignment_ransac.max_error = 3.0 * float(model.prior_sigmas.max())
         prior_options.alignment_ransac.random_seed = 0
+        before = {i: reconstruction.image(i).cam_from_world().matrix() for i in held}
         adjuster = pycolmap.create_pose_prior_bundle_adjuster(
             adjustment, prior_options, config, priors, reconstruction
         )
-    else:
-        if not options.hold_poses:
-            config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
-        adjuster = pycolmap.create_default_bundle_adjuster(adjustment, config, reconstruction)
+        is_usable = bool(adjuster.solve().is_solution_usable())
+        _undo_alignment(model, before)
+        return is_usable
+    if len(held) < _MIN_GAUGE:
+        config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    adjuster = pycolmap.create_default_bundle_adjuster(adjustment, config, reconstruction)
     return bool(adjuster.solve().is_solution_usable())
 
 
-def _hold_unsafe_cameras(model: Model, seen: Collection[int], config: Any) -> None:
-    """Hold the intrinsics of cameras that two images alone are of.
+def _undo_alignment(model: Model, held: dict[int, NDArray[np.float64]]) -> None:
+    """Bring a reconstruction back to where its held poses were.
 
-    Two views of one unknown scene do not tell a focal length from a depth.
+    pycolmap first aligns the whole with the priors, held poses as well, and then keeps those.
     """
+    if not held:
+        return
+    pycolmap = import_pycolmap()
     reconstruction = model.reconstruction
-    if len(seen) <= 2:
-        for camera_id in reconstruction.cameras:
-            config.set_constant_cam_intrinsics(camera_id)
+    ids = sorted(held)
+    now = torch.stack(
+        [torch.from_numpy(reconstruction.image(i).cam_from_world().matrix()) for i in ids]
+    )
+    scale, rotation, translation = align(now, torch.from_numpy(np.stack([held[i] for i in ids])))
+    reconstruction.transform(
+        pycolmap.Sim3d(scale, pycolmap.Rotation3d(rotation.numpy()), translation.numpy())
+    )
+
+
+def _is_unsafe(model: Model, seen: Collection[int]) -> bool:
+    """Whether intrinsics must not be adjusted: two views of unknown pose do not tell them."""
+    return len(seen) <= 2 and not {i - 1 for i in seen} <= model.held.poses
 
 
 def _adjustment_options(settings: Round, options: RefineOptions) -> Any:
@@ -287,7 +317,7 @@ def _priors(model: Model, seen: Collection[int]) -> list[Any]:
         prior = pycolmap.PosePrior()
         prior.corr_data_id = model.reconstruction.image(image_id).data_id
         prior.position = model.prior_centers[image_id - 1]
-        prior.position_covariance = np.eye(3) * model.prior_sigma**2
+        prior.position_covariance = np.eye(3) * model.prior_sigmas[image_id - 1] ** 2
         prior.coordinate_system = pycolmap.PosePriorCoordinateSystem.CARTESIAN
         priors.append(prior)
     return priors

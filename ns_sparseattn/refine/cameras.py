@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +14,28 @@ from ..geometry import camera_centers, nearest_rotation
 from ..scene.types import PARAM_NAMES, Camera, CameraModel, Scene
 
 
-def convert_cameras(scene: Scene, model: CameraModel) -> Scene:
-    """Return the scene with its cameras in another model; parameters that are new are zero."""
-    return replace(scene, cameras=tuple(_convert(camera, model) for camera in scene.cameras))
+def convert_cameras(scene: Scene, model: CameraModel, *, held: Collection[int] = ()) -> Scene:
+    """Return the scene with its cameras in another model; parameters that are new are zero.
+
+    Args:
+        scene: The scene.
+        model: COLMAP's name of the model.
+        held: Ids of cameras that stay as they are.
+    """
+    cameras = tuple(
+        camera if camera.camera_id in held else _convert(camera, model) for camera in scene.cameras
+    )
+    return replace(scene, cameras=cameras)
+
+
+def with_cameras(scene: Scene, source: Scene, chosen: Collection[int]) -> Scene:
+    """Return the scene with some cameras, by their id, as another scene has them."""
+    theirs = {camera.camera_id: camera for camera in source.cameras}
+    cameras = tuple(
+        theirs[camera.camera_id] if camera.camera_id in chosen else camera
+        for camera in scene.cameras
+    )
+    return replace(scene, cameras=cameras)
 
 
 def with_poses(scene: Scene, poses: Mapping[int, Tensor]) -> Scene:

@@ -11,7 +11,7 @@ Axes: ``M`` matches.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,13 +64,14 @@ def working_name(index: int) -> str:
     return f"{index:07d}"
 
 
-def create_database(path: Path, scene: Scene, *, is_calibrated: bool) -> None:
+def create_database(path: Path, scene: Scene, *, calibrated: Collection[int]) -> None:
     """Write cameras, rigs, frames and images of a scene into a new database.
 
     Args:
         path: The file; must not exist.
         scene: Cameras and images. Poses and points have no place in a database.
-        is_calibrated: Whether focal lengths are known well enough to judge matches by.
+        calibrated: Ids of the cameras whose focal lengths are known well enough to judge matches
+            by.
     """
     pycolmap = import_pycolmap()
     with open_database(path) as database:
@@ -81,7 +82,7 @@ def create_database(path: Path, scene: Scene, *, is_calibrated: bool) -> None:
                 width=camera.width,
                 height=camera.height,
                 params=list(camera.params),
-                has_prior_focal_length=is_calibrated,
+                has_prior_focal_length=camera.camera_id in calibrated,
             )
             database.write_camera(entry, use_camera_id=True)
             rig = pycolmap.Rig(rig_id=camera.camera_id)

@@ -199,7 +199,7 @@ def _match(
         if progress is not None:
             progress("features", done, len(photos))
 
-    create_database(database, scene, is_calibrated=False)
+    create_database(database, scene, calibrated=())
     extract_features(database, photos.frames, match, reader=reader, progress=report)
     surface = sample_surface(scene, match)
     pairs = propose_pairs(scene, surface, match, pairs_per_image=match.pairs_per_image)

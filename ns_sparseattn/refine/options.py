@@ -181,9 +181,17 @@ class RefineOptions:
     camera_model: RefinedCameraModel = "SIMPLE_RADIAL"
     """Camera model after refinement, COLMAP's name."""
     hold_intrinsics: bool = False
-    """Keep the given cameras as they are, for calibrated ones."""
+    """Keep all cameras as they are, also predicted ones. Those of ``--intrinsics`` are kept
+    anyway."""
+    adjust_known_intrinsics: bool = False
+    """Let cameras that are given (``--intrinsics``) be adjusted, from the given values on; without
+    it they are held fixed."""
     hold_poses: bool = False
-    """Keep the given poses as they are: only triangulate and audit."""
+    """Keep all poses as they are, also predicted ones: only triangulate and audit. Those of
+    ``--poses`` are kept anyway."""
+    known_position_sigma: float | None = None
+    """Let poses that are given (``--poses``) be adjusted, their positions weighted by this standard
+    deviation, in the unit of the poses; for GPS or odometry. None: they are held fixed."""
     accept_untrusted: bool = False
     """Warn of a scene that cannot be trusted instead of exiting with code 3."""
     keep_database: bool = False
@@ -206,6 +214,12 @@ class RefineOptions:
 
     def __post_init__(self) -> None:
         check_range("prior_position_share", self.prior_position_share, 1e-6, 1e6)
+        if self.known_position_sigma is not None:
+            check_range("known_position_sigma", self.known_position_sigma, 1e-9, 1e9)
+        if self.hold_intrinsics and self.adjust_known_intrinsics:
+            raise ValueError("`hold_intrinsics` and `adjust_known_intrinsics` exclude each other.")
+        if self.hold_poses and self.known_position_sigma is not None:
+            raise ValueError("`hold_poses` and `known_position_sigma` exclude each other.")
         check_range("min_image_observations", self.min_image_observations, 4, 100_000)
         check_range("min_registration_inliers", self.min_registration_inliers, 6, 100_000)
         check_range("registration_error_px", self.registration_error_px, 0.1, 1_000.0)

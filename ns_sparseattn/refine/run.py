@@ -21,7 +21,7 @@ from ..frames.types import Frames
 from ..scene.types import Scene
 from .adjust import Model, Step, load_model, run_round
 from .audit import Audit, audit_scene, contradiction
-from .cameras import convert_cameras, read_back
+from .cameras import convert_cameras, read_back, with_cameras, with_poses
 from .database import (
     PairMatches,
     create_database,
@@ -30,7 +30,8 @@ from .database import (
     restore_names,
 )
 from .features import ReadRgb, extract_features
-from .mapping import MappedScene, map_from_matches
+from .given import NOTHING_GIVEN, Given, Held
+from .mapping import map_from_matches
 from .matching import find_partners, match_pairs
 from .options import RefineOptions
 from .pairs import propose_pairs, sample_surface
@@ -93,7 +94,9 @@ class _Clock:
         """Measure one part; parts of one name add up."""
         start = time.perf_counter()
         yield
-        self.times_s[name] = self.times_s.get(name, 0.0) + time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self.times_s[name] = self.times_s.get(name, 0.0) + seconds
+        _logger.info("Refinement, %s: %.1f s", name, seconds)
 
 
 def refine_scene(
@@ -101,6 +104,7 @@ def refine_scene(
     frames: Frames,
     options: RefineOptions,
     *,
+    given: Given = NOTHING_GIVEN,
     surface: Tensor | None = None,
     database_path: Path | None = None,
     reader: ReadRgb | None = None,
@@ -112,6 +116,7 @@ def refine_scene(
         scene: One posed image per frame, in order.
         frames: The photos.
         options: Mode and thresholds.
+        given: Which poses and intrinsics of the scene are known; the options say how firmly.
         surface: World points that each image shows, ``[F, S, 3]``, of `sample_surface`; from the
             scene's points or an assumed distance if not given.
         database_path: Where to keep COLMAP's database; it is removed if not given.
@@ -128,7 +133,7 @@ def refine_scene(
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder, quiet_colmap():
         path = Path(folder) / "database.db" if database_path is None else database_path
-        run = _Run(scene, frames, options, path, clock)
+        run = _Run(scene, frames, options, given, path, clock)
         with clock.part("features"):
             run.extract(reader, progress)
         with clock.part("pairs"):
@@ -143,12 +148,18 @@ class _Run:
     """One run over one database."""
 
     def __init__(
-        self, scene: Scene, frames: Frames, options: RefineOptions, path: Path, clock: _Clock
+        self,
+        scene: Scene,
+        frames: Frames,
+        options: RefineOptions,
+        given: Given,
+        path: Path,
+        clock: _Clock,
     ) -> None:
-        self._given = scene
-        self._scene = (
-            scene if options.hold_intrinsics else convert_cameras(scene, options.camera_model)
-        )
+        self._unrefined = scene
+        self._given = given
+        self._held = Held.of(scene, given, options)
+        self._scene = convert_cameras(scene, options.camera_model, held=self._held.cameras)
         self._frames = frames
         self._options = options
         self._path = path
@@ -162,7 +173,7 @@ class _Run:
             if progress is not None:
                 progress("features", done, total)
 
-        create_database(self._path, self._scene, is_calibrated=self._options.hold_intrinsics)
+        create_database(self._path, self._scene, calibrated=self._held.cameras)
         extract_features(
             self._path, self._frames.frames, self._options.match, reader=reader, progress=report
         )
@@ -187,9 +198,10 @@ class _Run:
         attempts = []
         is_useless = _is_useless(before)
         if not before.is_rotation_only and before.pairs:
-            if not is_useless:
+            if not is_useless or self._held.has_all_poses:
                 attempts.append(self._attempt(scene, "prediction", before))
-            if not options.hold_poses and (is_useless or not self._is_enough(attempts[0])):
+            is_doubtful = is_useless or not self._is_enough(attempts[0])
+            if is_doubtful and not self._held.has_all_poses:
                 attempts += self._attempts_mapped(may_contradict=is_useless)
         best = max(attempts, key=_rank, default=None)
         if best is None or not any(step.is_kept for step in best.steps):
@@ -207,15 +219,13 @@ class _Run:
         )
 
     def _unchanged(self, before: Audit) -> Refined:
-        """Give back the scene as it was, with the reason."""
-        reasons = before.reasons or (
-            "Too few matches between the photos: the scene is the prediction as it was.",
-        )
+        """Give back the scene as it was, with the reason if matches do not confirm it."""
+        reasons = before.reasons
         return Refined(
-            scene=self._given,
+            scene=self._unrefined,
             source="prediction",
             before=before,
-            after=replace(before, is_trusted=False, reasons=reasons),
+            after=before,
             placed=(),
             num_pairs=len(before.pairs),
             steps=(),
@@ -231,26 +241,44 @@ class _Run:
             return audit_scene(scene, self._matches(), self._options.audit)
 
     def _attempt(self, scene: Scene, source: str, audit: Audit) -> _Attempt:
-        """Adjust a scene whose doubtful images are left out first and placed anew later."""
-        doubtful = audit.indices("contradicted", "unmatched")
+        """Adjust a scene whose doubtful images are left out first and placed anew later.
+
+        Images whose poses are held stay in, whatever the matches say of them.
+        """
+        held = self._held
+        doubtful = tuple(
+            index for index in audit.indices("contradicted", "unmatched") if index not in held.poses
+        )
         with self._clock.part("adjust"):
-            model = load_model(self._path, scene, self._options, left_out=doubtful)
+            model = load_model(
+                self._path, scene, self._options, given=self._given, held=held, left_out=doubtful
+            )
             steps, placed = _adjust(model, doubtful, self._options)
-            adjusted, posed = read_back(scene, model.reconstruction)
+            adjusted, _ = read_back(scene, model.reconstruction)
+            # To the last digit, which the adjustment's own coordinates do not keep.
+            adjusted = self._with_held(adjusted)
             tracks = read_tracks(model.reconstruction, adjusted)
         result = replace(adjusted, points=tracks)
         return _Attempt(
             scene=result, source=source, audit=self._audit(result), placed=placed, steps=steps
         )
 
-    def _map(self) -> tuple[MappedScene, ...]:
+    def _map(self) -> list[tuple[str, Scene]]:
         """Match what the prediction did not propose, and let pycolmap's mappers work on it."""
         num_images = len(self._scene.images)
         with self._clock.part("partners"):
             pairs = find_partners(self._path, range(num_images), num_images, self._options.match)
             match_pairs(self._path, pairs, self._options.match)
         with self._clock.part("mappers"):
-            return map_from_matches(self._path, self._scene, self._options)
+            mapped = map_from_matches(
+                self._path, self._scene, self._options, given=self._given, held=self._held
+            )
+        return [(found.mapper, self._with_held(found.scene)) for found in mapped]
+
+    def _with_held(self, scene: Scene) -> Scene:
+        """Return a scene with what is held as it was given."""
+        poses = {index: self._scene.images[index].cam_from_world for index in self._held.poses}
+        return with_cameras(with_poses(scene, poses), self._scene, self._held.cameras)
 
     def _is_enough(self, attempt: _Attempt) -> bool:
         """Whether so many images are confirmed that pycolmap's mappers have little to add.
@@ -267,9 +295,9 @@ class _Run:
         repeated things fold models that fit them perfectly.
         """
         return [
-            self._attempt(mapped.scene, mapped.mapper, self._audit(mapped.scene))
-            for mapped in self._map()
-            if may_contradict or not contradiction(mapped.scene, self._scene, self._options.audit)
+            self._attempt(scene, mapper, self._audit(scene))
+            for mapper, scene in self._map()
+            if may_contradict or not contradiction(scene, self._scene, self._options.audit)
         ]
 
 
@@ -283,7 +311,7 @@ def _adjust(
     steps += [run_round(model, settings, options) for settings in first]
     for settings in (joining, last):
         waiting = tuple(index for index in doubtful if index not in placed)
-        if waiting and not options.hold_poses:
+        if waiting:
             placed += register_images(model, waiting, settings, options)
         steps.append(run_round(model, settings, options))
     return tuple(steps), placed

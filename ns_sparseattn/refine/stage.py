@@ -17,6 +17,7 @@ from ..scene import build_scene
 from ..scene.cameras import SceneCameras, build_cameras
 from ..scene.types import Points, PosedImage, Scene
 from .audit import Audit
+from .given import NOTHING_GIVEN, Given
 from .options import RefineOptions
 from .pairs import sample_surface
 from .points import fill_points
@@ -66,6 +67,7 @@ def refine_prediction(
     scene_options: SceneOptions,
     options: RefineOptions,
     *,
+    given: Given = NOTHING_GIVEN,
     database_path: Path | None = None,
     progress: Progress | None = None,
 ) -> RefinedPrediction:
@@ -76,6 +78,7 @@ def refine_prediction(
         frames: The photos, in the prediction's order.
         scene_options: Filters and camera grouping.
         options: Mode and thresholds; mode none builds the scene as it was predicted.
+        given: Photos whose poses or intrinsics in the prediction are known ones.
         database_path: Where to keep COLMAP's database; it is removed if not given.
         progress: Called as ``progress(stage, done, total)``.
 
@@ -97,6 +100,7 @@ def refine_prediction(
         start,
         frames,
         options,
+        given=given,
         surface=surface,
         database_path=database_path,
         progress=progress,

@@ -17,6 +17,7 @@ from PIL import ExifTags, Image
 
 from ns_sparseattn.options import ExportOptions, FrameOptions, SceneOptions
 from ns_sparseattn.pipeline import ProcessOptions, ProcessResult, WeightsOptions, process
+from ns_sparseattn.refine import RefineMode, RefineOptions
 
 LONG_SIDE = 112
 
@@ -64,6 +65,7 @@ def make_scene(tmp_path: Path) -> RunPipeline:
         frames: FrameOptions | None = None,
         scene: SceneOptions | None = None,
         export: ExportOptions | None = None,
+        refine: RefineMode = "fast",
     ) -> WrittenScene:
         import pycolmap
 
@@ -74,6 +76,7 @@ def make_scene(tmp_path: Path) -> RunPipeline:
                 weights=WeightsOptions(weights="seeded-small", device="cpu"),
                 frames=frames or FrameOptions(long_side=LONG_SIDE),
                 scene=scene or SceneOptions(),
+                refine=RefineOptions(refine=refine),
                 export=export or ExportOptions(),
             )
         )

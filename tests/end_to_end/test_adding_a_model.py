@@ -41,6 +41,7 @@ def test_the_example_makes_a_scene(package: Path, tmp_path: Path, ns_sparseattn:
     variables = {"PYTHONPATH": path}
     scene = tmp_path / "scene"
     options = ("--weights", "seeded-small", "--device", "cpu", "--long-side", "112")
+    options += ("--refine", "none")
     made = ns_sparseattn(
         "process", "flat", "--data", photos, "--output-dir", scene, *options, **variables
     )

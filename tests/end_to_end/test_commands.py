@@ -16,7 +16,11 @@ from ns_sparseattn import cli, console, pipeline
 from ns_sparseattn.export import is_scene_folder
 from ns_sparseattn.testing.photos import draw_view, write_hard_case, write_photo
 
-SMALL = ("--weights", "seeded-small", "--device", "cpu", "--long-side", "56")
+SMALL = (
+    *("--weights", "seeded-small", "--device", "cpu", "--long-side", "56"),
+    # Photos this small and poses this wrong are not for trusting (tests/refine/test_commands.py).
+    *("--refine", "none"),
+)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from ns_sparseattn.testing.synthetic import SyntheticScene, make_room, write_pho
 
 NUM_VIEWS, SIZE = 3, (96, 72)
 OPTIONS = ("--weights", "seeded-small", "--device", "cpu", "--long-side", "56")
+UNREFINED = ("--refine", "none")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def test_the_scene_holds_what_is_known(
     run: Callable[..., tuple[int, str]], capture: Capture, tmp_path: Path, model: str
 ) -> None:
     known = ("--intrinsics", capture.transforms, "--poses", capture.transforms)
-    code, printed = run(model, *known, "--metric-poses", "--depth", capture.depth)
+    code, printed = run(model, *known, "--metric-poses", "--depth", capture.depth, *UNREFINED)
     assert code == 0, printed
     scene = read_colmap(tmp_path / "scene")
     for image, view in zip(scene.images, capture.scene.views, strict=True):
@@ -117,13 +118,36 @@ def test_the_scene_holds_what_is_known(
             assert bool(((in_cam[own, 2] - 3).abs() < 0.1).all())
 
 
+def test_refinement_leaves_what_is_known_to_the_last_digit(
+    run: Callable[..., tuple[int, str]], capture: Capture, tmp_path: Path
+) -> None:
+    content = json.loads(capture.transforms.read_text())
+    view = capture.scene.views[0]
+    focal = {"fl_x": float(view.intrinsics[0, 0]), "fl_y": float(view.intrinsics[1, 1])}
+    (tmp_path / "t.json").write_text(json.dumps({**content, **focal}))
+    known = ("--intrinsics", tmp_path / "t.json", "--poses", tmp_path / "t.json")
+    code, printed = run("vggt", *known)
+    assert code == 0, printed
+    scene = read_colmap(tmp_path / "scene")
+    said = manifest(tmp_path)["refinement"]
+    assert said["is_refined"]
+    assert said["is_trusted"]
+    for image, view in zip(scene.images, capture.scene.views, strict=True):
+        torch.testing.assert_close(
+            image.cam_from_world, view.cam_from_world.double(), rtol=0.0, atol=1e-6
+        )
+    (camera,) = scene.cameras
+    assert camera.params[:2] == pytest.approx(tuple(focal.values()), abs=1e-3)
+    assert len(scene.points) > 30
+
+
 @pytest.mark.parametrize("model", ["pi3x", "mapanything"])
 def test_the_network_hears_what_it_is_told(
     run: Callable[..., tuple[int, str]], capture: Capture, tmp_path: Path, model: str
 ) -> None:
     centres = []
     for arguments in ((), ("--depth", capture.depth, "--intrinsics", capture.transforms)):
-        code, printed = run(model, *arguments, "--overwrite", "--world", "model")
+        code, printed = run(model, *arguments, "--overwrite", "--world", "model", *UNREFINED)
         assert code == 0, printed
         poses = torch.stack([i.cam_from_world for i in read_colmap(tmp_path / "scene").images])
         centres.append(poses[..., :3])
@@ -139,7 +163,7 @@ def test_masked_halves_make_no_points(
         mask = Image.new("L", SIZE, 255)
         mask.paste(0, (0, 0, 48, 72))
         mask.save(tmp_path / "masks" / f"{path.stem}.png")
-    code, printed = run("pi3", "--masks", tmp_path / "masks")
+    code, printed = run("pi3", "--masks", tmp_path / "masks", *UNREFINED)
     assert code == 0, printed
     points = read_colmap(tmp_path / "scene").points
     assert len(points) > 0

@@ -61,7 +61,8 @@ def make_exact(
         monkeypatch.setattr(pipeline, "load_model", lambda *args, **kwargs: (model, KNOWN))
         # It has no encoder by which to choose, and its answer has the photos' own order.
         monkeypatch.setattr(predicting, "choose_reference", lambda *args, **kwargs: 0)
-        return make_scene(tmp_path / "photos")
+        # Asked is whether the prediction arrives as it is.
+        return make_scene(tmp_path / "photos", refine="none")
 
     return make
 

@@ -18,6 +18,7 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.plugins.registry_dataparser import discover_dataparsers
 
+from ns_sparseattn.errors import ReconstructionError
 from ns_sparseattn.models import MODELS
 from ns_sparseattn.nerfstudio import dataparser, scene_cache
 from ns_sparseattn.nerfstudio.dataparser import SparseVGGTDataParserConfig, process_options
@@ -33,7 +34,13 @@ NUM_VIEWS = 9
 
 def config(photos: Path, **settings: Any) -> SparseVGGTDataParserConfig:
     return SparseVGGTDataParserConfig(
-        **{"data": photos, "weights": "seeded-small", "long_side": 112, **settings}
+        **{
+            "data": photos,
+            "weights": "seeded-small",
+            "long_side": 112,
+            "refine": "none",
+            **settings,
+        }
     )
 
 
@@ -150,6 +157,8 @@ def test_every_own_option_reaches_the_pipeline(tmp_path: Path) -> None:
         "long_side": 280,
         "camera_mode": "single",
         "max_points": 17,
+        "refine": "full",
+        "accept_untrusted": True,
     }
     inherited, all_options = (
         {field.name for field in dataclasses.fields(config_class)}
@@ -175,6 +184,24 @@ def test_choices_and_defaults_are_those_of_the_pipeline(tmp_path: Path) -> None:
         assert get_args(ours[name]) == get_args(get_type_hints(owner)[name])
     defaults = process_options(SparseVGGTDataParserConfig(data=tmp_path))
     assert defaults == ProcessOptions(data=tmp_path, output_dir=Path())
+
+
+def test_a_scene_that_photos_do_not_confirm_is_kept_but_not_trained_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos = write_views(tmp_path / "photos", 3)
+    doubtful = config(photos, refine="fast")
+    for _ in range(2):  # Made, then taken from the cache.
+        with pytest.raises(ReconstructionError, match="cannot be trusted: .*accept-untrusted True"):
+            parse(doubtful)
+    (scene,) = scenes(photos)
+    accepted = dataclasses.replace(doubtful, accept_untrusted=True)
+    assert len(parse(accepted).image_filenames) == 2
+    assert "cannot be trusted" in caplog.text
+    assert scenes(photos) == [scene]
+    # Another mode is another scene; nobody has looked at that one.
+    assert len(parse(config(photos)).image_filenames) == 2
+    assert len(scenes(photos)) == 2
 
 
 def test_config_survives_the_file_that_nerfstudio_writes(tmp_path: Path) -> None:

@@ -86,7 +86,11 @@ def test_dataparser_takes_it_too(photos: Path, monkeypatch: pytest.MonkeyPatch) 
     # This process plays all of those that parse one after the other.
     monkeypatch.setattr(scene_cache, "_made_here", set())
     parser = SparseVGGTDataParserConfig(
-        data=photos, eval_data=photos / "held out", weights="seeded-small", long_side=56
+        data=photos,
+        eval_data=photos / "held out",
+        weights="seeded-small",
+        long_side=56,
+        refine="none",
     )
     assert len(files(parser, "train")) == len(TRAIN)
     assert len(files(parser, "val")) == len(EVAL)

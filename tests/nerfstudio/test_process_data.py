@@ -16,7 +16,7 @@ import pytest
 from ns_sparseattn.export import is_scene_folder
 
 OURS = {"sparse-vggt", "sparse-pi3", "sparse-pi3x", "sparse-mapanything"}
-SMALL = ("--weights", "seeded-small", "--long-side", "56")
+SMALL = ("--weights", "seeded-small", "--long-side", "56", "--refine", "none")
 
 
 def arguments(photos: Path, scene: Path) -> tuple[str, ...]:

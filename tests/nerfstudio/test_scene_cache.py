@@ -24,6 +24,7 @@ from ns_sparseattn.nerfstudio import scene_cache
 from ns_sparseattn.nerfstudio.scene_cache import CACHE_FOLDER, cached_scene
 from ns_sparseattn.options import FrameOptions, SceneOptions
 from ns_sparseattn.pipeline import AttentionOptions, ProcessOptions, WeightsOptions
+from ns_sparseattn.refine import MatchOptions, RefineOptions
 from ns_sparseattn.testing.photos import draw_view, write_photo
 
 SMALL = {
@@ -170,6 +171,8 @@ def test_other_photos_make_another_scene(
         pytest.param(
             {"attention": AttentionOptions(attention="block-sparse", density=0.5)}, id="attention"
         ),
+        pytest.param({"refine": RefineOptions(refine="none")}, id="refine"),
+        pytest.param({"refine": RefineOptions(camera_model="OPENCV")}, id="camera_model"),
         pytest.param({"inference": InferenceOptions(precision="bf16")}, id="precision"),
     ],
 )
@@ -186,6 +189,8 @@ def test_what_changes_nothing_but_speed_makes_no_other_scene(made: Ask) -> None:
     other_device = WeightsOptions(weights="seeded-small", device="auto")
     assert made(weights=other_device) == (scene, False)
     assert made(inference=InferenceOptions(frames_per_chunk=2)) == (scene, False)
+    match = MatchOptions(match_threads=1)
+    assert made(refine=RefineOptions(accept_untrusted=True, match=match)) == (scene, False)
 
 
 def test_files_that_are_no_photos_make_no_other_scene(made: Ask, photos: Path) -> None:

@@ -97,6 +97,7 @@ def test_photos_train_and_evaluate_through_the_dataparser(
     run: Run, torch_home: Path, photos: Path, tmp_path: Path
 ) -> None:
     parser = ("sparse-vggt-data", "--weights", "seeded-small", "--long-side", "112")
+    parser += ("--accept-untrusted", "True")
     config = train(run, torch_home, tmp_path, photos, *parser)
     (scene,) = (path for path in (photos / CACHE_FOLDER).iterdir() if path.is_dir())
     assert is_scene_folder(scene)

@@ -106,7 +106,7 @@ def test_the_pipeline_refines_writes_and_says_so(
     scene = tmp_path / "scene"
     process = ("process", "vggt", "--data", photos, "--output-dir", scene, "--device", "cpu")
     sized = (*SMALL, "--resize", "fit")
-    code = run(monkeypatch, *process, *sized, "--refine", "fast", "--keep-database")
+    code = run(monkeypatch, *process, *sized, "--keep-database")
     assert code == 0
     written = read_colmap(scene)
     assert error_deg(written, truth) < 0.3
@@ -134,12 +134,16 @@ def test_an_untrusted_scene_is_written_and_exits_with_3_unless_accepted(
 
     two = write_hard_case(tmp_path / "photos", "two_images")
     small = ("--weights", "seeded-small", "--device", "cpu", "--long-side", "56")
-    process = ("process", "vggt", "--data", two, *small, "--refine", "fast")
+    process = ("process", "vggt", "--data", two, *small)
     assert run(monkeypatch, *process, "--output-dir", tmp_path / "a") == 3
     assert "cannot be trusted" in capsys.readouterr().err
     assert (tmp_path / "a" / "colmap/sparse/0/cameras.bin").is_file()
     accepted = (*process, "--output-dir", tmp_path / "b", "--accept-untrusted")
     assert run(monkeypatch, *accepted) == 0
+    assert "cannot be trusted" in capsys.readouterr().err
+    unasked = (*process, "--output-dir", tmp_path / "c", "--refine", "none")
+    assert run(monkeypatch, *unasked) == 0
+    assert "cannot be trusted" not in capsys.readouterr().err
 
 
 def test_audit_judges_any_model_by_its_photos(
