@@ -72,7 +72,7 @@ class TrainingConfig:
                 "`dense_frames` must be at most the least number of views, "
                 f"got {self.dense_frames}."
             )
-        for height, width in (*self.pool.sizes, *self.held_out.sizes):
+        for height, width in (*self.pool.sizes, *self.pool.late_sizes, *self.held_out.sizes):
             if height % self.model.patch_size or width % self.model.patch_size:
                 raise ValueError(
                     f"Photo sizes must be multiples of {self.model.patch_size}, "
@@ -164,8 +164,12 @@ _CPU = TrainingConfig(
     frames_per_step=48,
     dense_frames=1,
     # Photos are seldom square, and fewer patches are more views in the same time.
-    pool=PoolConfig(sizes=((84, 112), (84, 112), (112, 84), (70, 112))),
+    pool=PoolConfig(
+        sizes=((84, 112), (84, 112), (112, 84), (70, 112)),
+        late_sizes=((126, 168), (126, 168), (168, 126), (112, 168)),
+    ),
     schedule=Schedule(learning_rate=1.5e-3, last_frames=(2, 8)),
+    held_out=HeldOutConfig(sizes=((126, 168),)),
 )
 
 _GPU = TrainingConfig(

@@ -108,7 +108,7 @@ def _hit_box(origin: Vector, direction: Vector) -> Tensor:
     """Return where rays enter the cube from -1 to 1; infinity for those that miss."""
     enter = leave = None
     for o, d in zip(origin, direction, strict=True):
-        inverse = d.reciprocal()
+        inverse = _inverse(d)
         middle, reach = -o * inverse, inverse.abs_()
         first, last = middle - reach, middle + reach
         enter = first if enter is None else torch.maximum(enter, first)
@@ -155,6 +155,11 @@ def _hit_cylinder(origin: Vector, direction: Vector, taper: Tensor) -> Tensor:
     return torch.where(is_cap, torch.minimum(cap_t, side), side)
 
 
+def _inverse(direction: Tensor) -> Tensor:
+    """Return reciprocals; of a ray parallel to a face a large one, whose products are finite."""
+    return torch.where(direction.abs() < _TINY, _TINY, direction).reciprocal()
+
+
 def sum_of_products(first: Vector, second: Vector) -> Tensor:
     """Return the dot product of vectors given by component."""
     (ax, ay, az), (bx, by, bz) = first, second
@@ -168,7 +173,7 @@ def _hit_shell(rays: Rays, origins: Tensor, surroundings: Surroundings) -> Tenso
     offset = ((origins - surroundings.shell_center) * scale)[..., None, None].unbind(1)
     leave = None
     for o, d in zip(offset, direction, strict=True):
-        inverse = d.reciprocal()
+        inverse = _inverse(d)
         last = inverse.abs() - o * inverse
         leave = last if leave is None else torch.minimum(leave, last)
     assert leave is not None

@@ -49,7 +49,9 @@ class Schedule:
     last_frames: tuple[int, int] = (2, 10)
     """The same from `grown_at` on."""
     grown_at: float = 0.5
-    """Progress at which the curriculum has reached its end."""
+    """Progress at which overlap and number of views have reached their end."""
+    late_from: float = 0.55
+    """Progress from which new photos have the late sizes of the pool, if it has any."""
 
     def rate(self, progress: float) -> float:
         """Return the learning rate: linear warm-up, then a cosine."""

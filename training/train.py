@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import tempfile
 import time
 from pathlib import Path
 
 import torch
 
 from training.config import CONFIGS
+from training.crew import ALONE, Crew, join
 from training.schedule import Budget
 from training.trainer import Trainer
 
@@ -33,8 +35,29 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--threads", type=int, help="threads of the CPU, those of torch if not given"
     )
+    parser.add_argument(
+        "--processes", type=int, default=1, help="that share each step, with --threads each"
+    )
     parser.add_argument("--compile", action="store_true", help="compile blocks: a slow start")
     args = parser.parse_args(arguments)
+    if args.processes == 1:
+        print(_train(args, ALONE))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(
+            _train_in_crew, (args, Path(folder) / "meeting"), nprocs=args.processes
+        )
+
+
+def _train_in_crew(rank: int, args: argparse.Namespace, meeting_point: Path) -> None:
+    crew = join(rank, args.processes, meeting_point)
+    message = _train(args, crew)
+    if crew.is_first:
+        print(message)
+
+
+def _train(args: argparse.Namespace, crew: Crew) -> str:
+    """Train for a piece; return what to say at its end."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("training").setLevel(logging.INFO)
     if args.threads:
@@ -49,12 +72,17 @@ def main(arguments: list[str] | None = None) -> None:
     workers = 1 if device.type == "cuda" else torch.get_num_threads()
     try:
         trainer = Trainer(
-            config, args.resume, device=device, workers=workers, is_compiled=args.compile
+            config,
+            args.resume,
+            device=device,
+            workers=workers,
+            crew=crew,
+            is_compiled=args.compile,
         )
     except ValueError as error:
-        parser.error(str(error))
+        raise SystemExit(f"training: {error}") from error
     reason = trainer.run(minutes=args.minutes, started=STARTED, max_steps=args.steps)
-    print(
+    return (
         f"Stopped at step {trainer.step}, {100 * trainer.progress:.1f} % of the budget: {reason}."
     )
 

@@ -22,6 +22,7 @@ from ns_sparseattn.models.block import Block
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.codec import Codec
 from training.config import TrainingConfig
+from training.crew import ALONE, Crew
 from training.draws import Draws
 from training.generator import Generator
 from training.heldout import Score, make_held_out, score
@@ -48,6 +49,7 @@ class Trainer:
         folder: Of the run; resumed if it holds a checkpoint.
         device: Where to train.
         workers: Threads that render.
+        crew: The processes that train together; each takes its share of every step's scenes.
         is_compiled: Whether to compile the transformer blocks first.
 
     Raises:
@@ -61,12 +63,14 @@ class Trainer:
         *,
         device: torch.device,
         workers: int = 1,
+        crew: Crew = ALONE,
         is_compiled: bool = False,
     ) -> None:
-        self.config, self.folder, self.device = config, folder, device
+        self.config, self.folder, self.device, self.crew = config, folder, device, crew
         self.step, self.elapsed_s, self.evaluated_s = 0, 0.0, 0.0
         folder.mkdir(parents=True, exist_ok=True)
-        _check_config(config, folder)
+        if crew.is_first:
+            _check_config(config, folder)
         self.model = make_network(config.model, config.seed, layer_scale=config.layer_scale)
         torch.manual_seed(config.seed)
         layers = geometry_layers(config.early_layer, config.model.depth)
@@ -85,7 +89,7 @@ class Trainer:
         options = dataclasses.replace(config.generator.options, workers=workers)
         self._generator_config = dataclasses.replace(config.generator, options=options)
         generator = Generator(self._generator_config, seed=config.seed, device=device)
-        self._pool = ScenePool(generator, config.pool, config.frames_per_step)
+        self._pool = ScenePool(generator, config.pool, config.frames_per_step // crew.size, crew)
         self._held_out: list[Views] | None = None
         if is_compiled:
             _compile_blocks(self.model)
@@ -109,22 +113,21 @@ class Trainer:
         deadline = started + 60.0 * minutes
         self._log("start", {"device": str(self.device), "torch": torch.__version__})
         last_step = math.inf if max_steps is None else self.step + max_steps
-        evaluation_s, slowest_s = self._evaluation_guess_s(), 0.0
+        clock = _Clock(deadline, reserve_s=_SAVE_RESERVE_S + self._evaluation_guess_s())
+        slowest_s, left_s = 0.0, clock.left_s
         sums: dict[str, Tensor] = {}
         count, rows_began, views_seen = 0, time.monotonic(), 0
         while True:
-            reserve_s = _SAVE_RESERVE_S + evaluation_s + _STEP_RESERVE * slowest_s
             if self.progress >= 1.0:
                 reason = "the budget is spent"
                 break
             if self.step >= last_step:
                 reason = "the steps asked for are taken"
                 break
-            if time.monotonic() + reserve_s > deadline:
+            if left_s < _STEP_RESERVE * slowest_s:
                 reason = "the time of this piece is up"
                 break
-            began = time.monotonic()
-            parts, num_views = self._take_step()
+            parts, num_views, (spent_s, left_s) = self._take_step(clock)
             for name, part in parts.items():
                 sums[name] = sums.get(name, torch.zeros((), device=self.device)) + part
             count, views_seen = count + 1, views_seen + num_views
@@ -135,11 +138,11 @@ class Trainer:
                 row["learning_rate"] = self.config.schedule.rate(self.progress)
                 self._log("train", row)
                 sums, count, rows_began, views_seen = {}, 0, time.monotonic(), 0
-            spent_s = time.monotonic() - began
             self.elapsed_s += spent_s
             slowest_s = max(spent_s, 0.9 * slowest_s)
             if self.elapsed_s - self.evaluated_s > 60.0 * self.config.evaluate_minutes:
-                evaluation_s = self._evaluate_and_save()
+                clock.reserve_s = _SAVE_RESERVE_S + self._evaluate_and_save()
+                clock.restart()
                 rows_began = time.monotonic()
         self._evaluate_and_save()
         return reason
@@ -155,12 +158,14 @@ class Trainer:
 
     def _evaluate_and_save(self) -> float:
         began = time.monotonic()
+        self.evaluated_s = self.elapsed_s
+        if not self.crew.is_first:
+            return 0.0
         # First what must not be lost.
         self.save()
         result = self.evaluate()
         self.model.train()
         self._log("held_out", dataclasses.asdict(result))
-        self.evaluated_s = self.elapsed_s
         return time.monotonic() - began
 
     def _evaluation_guess_s(self) -> float:
@@ -168,7 +173,7 @@ class Trainer:
         views = self.config.held_out.num_scenes * len(self.config.held_out.sizes) * 20
         return views / (400.0 if self.device.type == "cuda" else 40.0)
 
-    def _take_step(self) -> tuple[dict[str, Tensor], int]:
+    def _take_step(self, clock: _Clock) -> tuple[dict[str, Tensor], int, tuple[float, float]]:
         config = self.config
         views, dense_frames, shift = self._next_views()
         targets = make_targets(views)
@@ -185,6 +190,9 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        # All processes go by the clock of the first, or some would stop before others.
+        spent_s, left_s = self.crew.agree(gradients, clock.read())
         norm = nn.utils.clip_grad_norm_(list(self._parameters.values()), config.clip_norm)
         is_finite = bool(norm.isfinite())
         if is_finite:
@@ -193,8 +201,9 @@ class Trainer:
         else:
             logger.warning("Step %d is left out: its gradient is not finite.", self.step)
         self.step += 1
-        num_views = views.images.shape[0] * views.images.shape[1]
-        return {**parts, "loss": loss.detach(), "gradient_norm": norm}, num_views
+        num_views = views.images.shape[0] * views.images.shape[1] * self.crew.size
+        parts = {**parts, "loss": loss.detach(), "gradient_norm": norm}
+        return parts, num_views, (spent_s, left_s)
 
     def _next_views(self) -> tuple[Views, Tensor, int]:
         """Return the views of the next step, the frames with dense outputs, and the partners."""
@@ -202,13 +211,15 @@ class Trainer:
         draws = Draws(config.seed, "step", torch.tensor([self.step]))
         least, most = config.schedule.frames(self.progress)
         num_frames = least + int(draws.integers(high=most - least + 1))
-        num_scenes = max(1, min(config.frames_per_step // num_frames, config.pool.scenes))
+        num_scenes = config.frames_per_step // self.crew.size // num_frames
+        num_scenes = max(1, min(num_scenes, config.pool.scenes))
         shift = 1 + int(draws.integers(high=num_frames - 1))
         views = self._pool.fetch(
             self.step,
             num_scenes,
             num_frames,
             overlap=config.schedule.overlap(self.progress),
+            is_late=self.progress >= config.schedule.late_from,
         )
         order = Draws(
             config.seed, f"dense/{self.step}", torch.arange(num_scenes, device=self.device)
@@ -283,6 +294,8 @@ class Trainer:
         logger.info("Resumed at step %d after %.1f min.", self.step, self.elapsed_s / 60.0)
 
     def _log(self, kind: str, values: dict[str, Any]) -> None:
+        if not self.crew.is_first:
+            return
         row = {"kind": kind, "step": self.step, "minutes": self.elapsed_s / 60.0, **values}
         append_row(self.folder, row)
         text = " ".join(
@@ -295,6 +308,33 @@ class Trainer:
 def _codecs(is_exact: bool) -> tuple[Codec, Codec, Codec]:
     """Return how weights, averages and second moments are written."""
     return ("exact", "exact", "exact") if is_exact else ("three_bytes", "linear8", "log8")
+
+
+class _Clock:
+    """Time since the last reading, and until a piece must end.
+
+    Args:
+        deadline: `time.monotonic` at which everything must be over.
+        reserve_s: What is kept for after the last step.
+    """
+
+    def __init__(self, deadline: float, *, reserve_s: float) -> None:
+        self.reserve_s = reserve_s
+        self._deadline, self._last = deadline, time.monotonic()
+
+    @property
+    def left_s(self) -> float:
+        return self._deadline - self.reserve_s - time.monotonic()
+
+    def read(self) -> tuple[float, float]:
+        """Return the seconds since the last reading or restart, and the seconds left."""
+        now = time.monotonic()
+        spent_s, self._last = now - self._last, now
+        return spent_s, self.left_s
+
+    def restart(self) -> None:
+        """Leave out what happened since the last reading."""
+        self._last = time.monotonic()
 
 
 def _check_config(config: TrainingConfig, folder: Path) -> None:

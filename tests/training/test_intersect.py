@@ -167,3 +167,25 @@ def test_points_on_waves_are_on_them_and_nothing_is_before_them() -> None:
             else:
                 assert float(above.min()) > -0.02
     assert num_ground > 200
+
+
+def test_rays_along_the_axes_of_a_box_and_of_the_shell_meet_them() -> None:
+    slots = Slots(boxes=1, ellipsoids=0, cylinders=0)
+    straight = torch.cat([torch.eye(3), torch.tensor([[0.2], [0.1], [2.5]])], dim=1)[None]
+    # The middle ray has two components that are zero to the last bit.
+    grid = torch.tensor([[-1.5, 0.0, 1.5]])
+    some_rays = Rays(columns=grid, rows=grid, cam_from_world=straight)
+    box = Objects(
+        center=torch.zeros(1, 1, 3),
+        world_from_object=torch.eye(3)[None, None],
+        half=torch.full((1, 1, 3), 0.5),
+        taper=torch.zeros(1, 1),
+        is_there=torch.ones(1, 1, dtype=torch.bool),
+    )
+    depth, slot = first_hits(some_rays, box, empty(1), slots)
+    assert bool(depth.isfinite().all())
+    assert int(slot[0, 1, 1]) == 0
+    assert float(depth[0, 1, 1]) == pytest.approx(2.0)
+    # Beside the box, to the side of the shell: from x = -0.2 to 4 at 1.5 a metre.
+    assert int(slot[0, 1, 2]) == slots.shell
+    assert float(depth[0, 1, 2]) == pytest.approx(4.2 / 1.5)
