@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,98 @@ def draw_selection(rows: Rows, path: Path) -> None:
     _save(figure, path)
 
 
+_KIND_STYLES = {
+    "random": ("grey", ":"),
+    "paper": ("tab:red", "-"),
+    "ours": ("tab:orange", "-"),
+    "ours + means": ("tab:blue", "-"),
+    "ours + means, early in photos": ("tab:green", "--"),
+}
+_FIGURES: dict[str, Callable[[dict[str, Any]], float]] = {
+    "rotation AUC@5": lambda row: row["rotation_auc"]["5"],
+    "rotation AUC@30": lambda row: row["rotation_auc"]["30"],
+    "direction AUC@30": lambda row: row["direction_auc"]["30"],
+    "depth error": lambda row: row["depth_error"],
+    "kept mass": lambda row: row["kept_mass"],
+}
+
+
+def draw_accuracy(rows: Rows, path: Path) -> None:
+    """Draw poses, depth and kept mass of a trained network by density; a column for each views."""
+    views = sorted({row["views"] for row in rows})
+    block = min(row["block_k"] for row in rows if row["block_k"])
+    figure, all_axes = plt.subplots(
+        len(_FIGURES),
+        len(views),
+        figsize=(3.6 * len(views), 2.3 * len(_FIGURES)),
+        squeeze=False,
+        sharex="col",
+    )
+    for column, count in enumerate(views):
+        of_views = [row for row in rows if row["views"] == count]
+        (dense,) = [row for row in of_views if row["kind"] == "dense"]
+        for axes, (title, value) in zip(all_axes[:, column], _FIGURES.items(), strict=True):
+            axes.axhline(value(dense), color="black", linewidth=0.8, label="dense")
+            for kind, (colour, line) in _KIND_STYLES.items():
+                curve = sorted(
+                    (row["density"], value(row))
+                    for row in of_views
+                    if (row["kind"], row["block_k"]) == (kind, block)
+                )
+                axes.plot(*zip(*curve, strict=True), line, marker=".", color=colour, label=kind)
+            axes.set_xscale("log")
+            if column == 0:
+                axes.set_ylabel(title)
+        all_axes[0][column].set_title(f"{count} views", fontsize=10)
+        all_axes[-1][column].set_xlabel("share of token pairs computed")
+    all_axes[0][-1].legend(fontsize=7)
+    _save(figure, path)
+
+
+def draw_layers(rows: Rows, path: Path) -> None:
+    """Draw where dense attention looks and what a quarter of the blocks keeps, by layer."""
+    views = sorted({row["views"] for row in rows})
+    block = min(row["block_k"] for row in rows if row["block_k"])
+    figure, all_axes = plt.subplots(
+        1, len(views), figsize=(3.6 * len(views), 3.0), sharey=True, squeeze=False
+    )
+    for axes, count in zip(all_axes[0], views, strict=True):
+        of_views = [row for row in rows if row["views"] == count]
+        (dense,) = [row for row in of_views if row["kind"] == "dense"]
+        layers = range(len(dense["own_photo_mass"]))
+        axes.bar(layers, dense["own_photo_mass"], color="lightgrey", label="in the query's photo")
+        for kind in ("random", "paper", "ours"):
+            colour, line = _KIND_STYLES[kind]
+            (row,) = [
+                row
+                for row in of_views
+                if (row["kind"], row["block_k"], row["asked"]) == (kind, block, 0.25)
+            ]
+            axes.plot(
+                layers,
+                row["layers"]["kept_mass"],
+                line,
+                marker=".",
+                color=colour,
+                label=f"kept by {kind}",
+            )
+        axes.set_title(f"{count} views, a quarter of the blocks", fontsize=10)
+        axes.set_xlabel("global layer")
+        axes.set_ylim(0.0, 1.0)
+    all_axes[0][0].set_ylabel("share of attention mass")
+    all_axes[0][-1].legend(fontsize=7)
+    _save(figure, path)
+
+
+def draw_accuracy_figures() -> None:
+    """Draw the figures of docs/accuracy.md."""
+    mpl.rcParams["svg.hashsalt"] = "benchmarks"
+    rows = read("accuracy")
+    if rows:
+        draw_accuracy(rows, IMAGES / "accuracy.svg")
+        draw_layers(rows, IMAGES / "accuracy-layers.svg")
+
+
 def _save(figure: Figure, path: Path) -> None:
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,3 +198,4 @@ if __name__ == "__main__":
     draw_selection(read("selection"), IMAGES / "selection.svg")
     if read("attention"):
         draw_speed_up(read("attention"), IMAGES / "attention.svg")
+    draw_accuracy_figures()

@@ -26,6 +26,30 @@ def append(name: str, rows: Iterable[Mapping[str, Any]], results: Path = RESULTS
     return path
 
 
+def replace(
+    name: str,
+    rows: Iterable[Mapping[str, Any]],
+    keys: tuple[str, ...],
+    results: Path = RESULTS,
+) -> Path:
+    """Write rows in place of those that have the same values of some keys; return the path.
+
+    For measurements whose rows are compared with each other: those of another run would mislead.
+
+    Args:
+        name: The file without its ending.
+        rows: What to write.
+        keys: Entries that decide which rows go.
+        results: The folder of results.
+    """
+    rows = list(rows)
+    new = {tuple(row[key] for key in keys) for row in rows}
+    kept = [row for row in read(name, results) if tuple(row[key] for key in keys) not in new]
+    path = results / f"{name}.jsonl"
+    path.unlink(missing_ok=True)
+    return append(name, [*kept, *rows], results)
+
+
 def read(name: str, results: Path = RESULTS) -> list[dict[str, Any]]:
     """Return the rows of a results file, in the order in which they were measured."""
     path = results / f"{name}.jsonl"

@@ -8,16 +8,19 @@ A table stands between two comments that name it, ``<!-- table NAME -->`` and ``
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
+from benchmarks import accuracy_tables
 from benchmarks.machine import REPOSITORY
+from benchmarks.markdown import markdown, table
 from benchmarks.rows import read
 from ns_sparseattn.models.registry import MODELS
+from ns_sparseattn.models.weight_set import WeightSet
 
 Rows = list[dict[str, Any]]
 
-DOCUMENTS = ("README.md", "docs/attention.md")
+DOCUMENTS = ("README.md", "docs/accuracy.md", "docs/attention.md")
 """Documents with tables."""
 _TABLE = re.compile(r"(<!-- table (\w+) -->\n).*?(\n<!-- end of table -->)", flags=re.DOTALL)
 
@@ -41,7 +44,7 @@ def process_table(rows: Rows) -> str:
             )
         )
     head = "model|photos|attention|peak GiB|total s|of it global attention s"
-    return _markdown(head, lines, rows)
+    return markdown(head, lines, rows)
 
 
 def attention_table(rows: Rows) -> str:
@@ -62,7 +65,7 @@ def attention_table(rows: Rows) -> str:
         if row["lists"] in ("dense", "selected")
     ]
     head = "tokens|dtype|density|what|ms|TFLOP/s executed|speed-up|with selection|error"
-    return _markdown(head, lines, rows)
+    return markdown(head, lines, rows)
 
 
 def model_table(rows: Rows) -> str:
@@ -81,7 +84,7 @@ def model_table(rows: Rows) -> str:
         for row in rows
     ]
     head = "photos|plan|density|global attention s|speed-up|network s|speed-up|peak GiB"
-    return _markdown(head, lines, rows)
+    return markdown(head, lines, rows)
 
 
 def selection_table(rows: Rows) -> str:
@@ -111,16 +114,26 @@ def selection_table(rows: Rows) -> str:
             for what in ("kept mass", "error", "error, coarse")
         ]
     )
-    return _markdown(head, lines, rows)
+    return markdown(head, lines, rows)
 
 
-TABLES: dict[str, Callable[[Rows], str]] = {
-    "process": process_table,
-    "attention": attention_table,
-    "model": model_table,
-    "selection": selection_table,
+TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
+    "process": ("process", process_table),
+    "attention": ("attention", attention_table),
+    "model": ("model", model_table),
+    "selection": ("selection", selection_table),
+    **accuracy_tables.TABLES,
 }
-"""Tables by the name of their results file."""
+"""Tables by name: the results file that they are made of, and how."""
+
+
+def _file(weights: WeightSet) -> str:
+    """Say where a set's file is from, and how large it is."""
+    if weights.repo_id is None:
+        size = f"{1e3 * weights.size_gb:.0f} MB"
+        return f"in the package ([card](ns_sparseattn/weights/{weights.name}.md)), {size}"
+    page = f"[{weights.repo_id}](https://huggingface.co/{weights.repo_id})"
+    return f"{page}, {weights.size_gb:.1f} GB"
 
 
 def weights_table() -> str:
@@ -130,12 +143,11 @@ def weights_table() -> str:
         sets, default = entry.family.named_sets()
         told = [kind for kind in ("intrinsics", "poses", "depth") if kind in entry.told]
         for weights in sets.values():
-            page = f"[{weights.repo_id}](https://huggingface.co/{weights.repo_id})"
             lines.append(
                 (
                     entry.title,
                     f"`{weights.name}`" + (" (default)" if weights.name == default else ""),
-                    f"{page}, {weights.size_gb:.1f} GB",
+                    _file(weights),
                     ", ".join(told) or "-",
                     "metric" if entry.scale == "metric" else "its own",
                     weights.licence,
@@ -143,7 +155,7 @@ def weights_table() -> str:
                 )
             )
     head = "model|`--weights`|file|can be told|scale|licence of the weights|commercial use"
-    return _table(head.split("|"), lines)
+    return table(head.split("|"), lines)
 
 
 CATALOGUES: dict[str, Callable[[], str]] = {"weights": weights_table}
@@ -155,29 +167,22 @@ def fill(document: str) -> str:
 
     def make(found: re.Match[str]) -> str:
         name = found[2]
-        table = CATALOGUES[name]() if name in CATALOGUES else TABLES[name](read(name))
-        return f"{found[1]}\n{table}\n{found[3]}"
+        if name in CATALOGUES:
+            made = CATALOGUES[name]()
+        else:
+            results, of_rows = TABLES[name]
+            made = of_rows(read(results))
+        return f"{found[1]}\n{made}\n{found[3]}"
 
     return _TABLE.sub(make, document)
 
 
-def _markdown(head: str, lines: Iterable[Sequence[str]], rows: Rows) -> str:
-    """Return a Markdown table, and one line for the machines that the rows were measured on."""
-    titles = head.split("|")
-    machines = {
-        f"{m['device']}, {m['cores']} cores, {m['memory_gib']:.0f} GiB, torch {m['torch']}"
-        for m in (row["machine"] for row in rows)
-    }
-    return f"{_table(titles, lines)}\n\nMeasured on: {'; '.join(sorted(machines))}."
-
-
-def _table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    body = [titles, ["---"] * len(titles), *lines]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in body)
-
-
-if __name__ == "__main__":
+def write_tables() -> None:
+    """Make the tables of all documents anew."""
     for name in DOCUMENTS:
         path = REPOSITORY / name
         path.write_text(fill(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_tables()

@@ -107,11 +107,46 @@ def _ours(depth: int, num_early: int) -> dict[str, PlanPreset]:
     }
 
 
+_TINY_SOURCE = (
+    "python -m benchmarks.accuracy, held-out scenes of the generator that the network was trained "
+    "with (docs/accuracy.md)."
+)
+
+
+def _tiny() -> dict[str, PlanPreset]:
+    """Our plans for the shipped network of six layers and about fifty tokens a photo.
+
+    No layer is within photos alone: correspondence begins in the second. Blocks are smaller than
+    those of large networks, which would hold all of a photo.
+    """
+    quarter, tenth = (BlockSparsePolicy(max_density=density, block_k=16) for density in (0.25, 0.1))
+    return {
+        "auto": PlanPreset(
+            description="balanced where it was measured to be faster than dense attention on this "
+            "kind of device, else exact.",
+            source=f"{_TINY_SOURCE} Crossovers as ns_sparseattn.attention.crossover says.",
+            plan=AttentionPlan(default=AutoPolicy(policy=quarter)),
+        ),
+        "balanced": PlanPreset(
+            description="Keeps a quarter of the key blocks and the means of the others.",
+            source=_TINY_SOURCE,
+            plan=AttentionPlan(default=quarter),
+        ),
+        "fast": PlanPreset(
+            description="Keeps a tenth of the key blocks and the means of the others.",
+            source=_TINY_SOURCE,
+            plan=AttentionPlan(default=tenth),
+        ),
+    }
+
+
 PLANS: dict[str, dict[str, PlanPreset]] = {
     "vggt": {**_published(), **_ours(24, 9)},
     "pi3": {**_published(), **_ours(18, 10)},
     "pi3x": {**_published(), **_ours(18, 10)},
     # Nothing is published on MapAnything's early layers.
     "mapanything": {**_published(_MAPANYTHING), **_ours(8, 0)},
+    # Weights of VGGT with plans of their own.
+    "tiny": {**_published(), **_tiny()},
 }
-"""Plans by model, then by name."""
+"""Plans by model or set of weights, then by name."""

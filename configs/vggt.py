@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Named weights of VGGT.
+"""Named weights of VGGT: two published sets, and a small network that ships with the package.
 
 Sizes and keys were counted in the published network. What is said about the licences repeats the
 statements of the model pages as others quote them; read the page of the set that you use.
@@ -14,6 +14,24 @@ from ns_sparseattn.models.weight_set import WeightSet
 # is not used.
 _NUM_KEYS = 1797
 _SIZE_GB = 5.03
+
+TINY = VGGTConfig(
+    image_size=112,
+    embed_dim=192,
+    encoder_depth=1,
+    encoder_heads=3,
+    depth=6,
+    num_heads=3,
+    num_registers=1,
+    taps=(0, 2, 4, 5),
+    camera_heads=6,
+    camera_depth=1,
+    dpt_features=32,
+    dpt_widths=(32, 32, 64, 64),
+)
+"""Sizes of the network that ships with the package; `training/config.py` has them as ``cpu``."""
+_TINY_NUM_KEYS = 391
+_TINY_SIZE_GB = 0.018
 
 WEIGHTS: dict[str, WeightSet] = {
     weights.name: weights
@@ -40,8 +58,24 @@ WEIGHTS: dict[str, WeightSet] = {
             licence_summary="Commercial use is allowed, military use is not; gated.",
             commercial_use=True,
         ),
+        WeightSet(
+            name="tiny",
+            repo_id=None,
+            filename="tiny.safetensors",
+            config=TINY,
+            num_keys=_TINY_NUM_KEYS,
+            size_gb=_TINY_SIZE_GB,
+            licence="Apache-2.0",
+            licence_summary=(
+                "Any use, commercial use included, under the terms of the licence. Trained by this "
+                "project on synthetic scenes alone."
+            ),
+            commercial_use=True,
+            long_side=168,
+            plans="tiny",
+        ),
     )
 }
-"""Published weights by name."""
+"""Published and shipped weights by name."""
 
 DEFAULT_WEIGHTS = "vggt-1b"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from .models import shipped
 from .models.hub import cached_weights
 from .models.registry import ModelEntry, find_model, model_names
 from .models.weight_set import WeightSet
@@ -15,14 +16,14 @@ from .models.weight_set import WeightSet
 
 @dataclass(frozen=True, kw_only=True)
 class ListedWeights:
-    """One published set of weights of one model."""
+    """One named set of weights of one model."""
 
     entry: ModelEntry
     weights: WeightSet
     is_default: bool
     """Whether it is taken if none is named."""
     is_downloaded: bool
-    """Whether its file is in the hub's cache on this machine."""
+    """Whether its file is in the hub's cache on this machine, or ships with the package."""
 
     @property
     def told(self) -> str:
@@ -46,11 +47,17 @@ def list_weights() -> tuple[ListedWeights, ...]:
                 entry=entry,
                 weights=weights,
                 is_default=weights.name == default,
-                is_downloaded=cached_weights(weights.repo_id, weights.filename) is not None,
+                is_downloaded=_is_here(weights),
             )
             for weights in sets.values()
         ]
     return tuple(listed)
+
+
+def _is_here(weights: WeightSet) -> bool:
+    if weights.repo_id is None:
+        return (shipped.FOLDER / weights.filename).is_file()
+    return cached_weights(weights.repo_id, weights.filename) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +85,8 @@ class ListModels:
         )
 
 
+_SMALL_GB = 0.1
+"""Smaller files are listed to the megabyte."""
 _TITLES = (
     "model",
     "weights",
@@ -95,10 +104,10 @@ def _cells(row: ListedWeights) -> tuple[str, ...]:
     return (
         row.entry.name,
         weights.name + (" (default)" if row.is_default else ""),
-        f"{weights.size_gb:.1f}",
+        f"{weights.size_gb:.1f}" if weights.size_gb >= _SMALL_GB else f"{weights.size_gb:.3f}",
         row.told,
         row.entry.scale,
         weights.licence,
         "yes" if weights.commercial_use else "no",
-        "yes" if row.is_downloaded else "no",
+        ("shipped" if weights.repo_id is None else "yes") if row.is_downloaded else "no",
     )

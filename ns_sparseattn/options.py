@@ -15,6 +15,9 @@ from tyro.conf import Suppress
 
 ResizeRule = Literal["fit", "crop", "pad"]
 SizingRule = Literal["auto", "fit", "crop", "pad", "area", "cover"]
+DEFAULT_LONG_SIDE = 518
+"""Longest side of the network's input that all published models were trained at, pixels."""
+
 CameraMode = Literal["auto", "single", "per-folder", "per-image"]
 CameraType = Literal["pinhole", "simple_pinhole", "perspective"]
 WorldFrame = Literal["level", "model"]
@@ -44,16 +47,19 @@ class FrameOptions:
     width becomes `long_side` and rows of portrait photos are cut. pad: fit, then padded with white
     to a square. area: Pi3's rule, a number of pixels, 255 000 at the default `long_side`. cover:
     MapAnything's rule, all photos are cut to the nearest of ten shapes."""
-    long_side: int = 518
+    long_side: int | None = None
     """Longest side of the network's input, pixels; for area, what the number of pixels goes with.
-    The models were trained at 518."""
+    None: what the weights were trained at, which is 518 for all that are published and 168 for
+    tiny."""
     patch_size: Annotated[int, Suppress] = 14
     """Both sides of the network's input are multiples of this, pixels. A property of the model, and
     therefore no flag of the command line."""
 
     def __post_init__(self) -> None:
-        check_range("long_side", self.long_side, self.patch_size, 8192, unit=" pixels")
         check_range("patch_size", self.patch_size, 1, 64, unit=" pixels")
+        if self.long_side is None:
+            return
+        check_range("long_side", self.long_side, self.patch_size, 8192, unit=" pixels")
         if self.long_side % self.patch_size:
             raise ValueError(
                 f"`long_side` must be a multiple of the patch size {self.patch_size}, "

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m training.export DIR --output FILE``: a run's averaged weights for the package.
+"""``python -m training.export DIR --output FILE``: the averaged weights of a run as one file.
 
 Writes float16 safetensors that `load_vggt` reads, and a model card filled from the run's log.
+``--ship`` puts both, and the checksum, where the package has them as `tiny`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ns_sparseattn.models.checkpoint import sha256_of
+from ns_sparseattn.models.loading import LONG_SIDE_METADATA
+from ns_sparseattn.models.shipped import FOLDER, write_checksum
 from training.checkpoint import load_checkpoint
 from training.heldout import SEED
 from training.log import read_rows
@@ -63,9 +66,14 @@ def export_weights(folder: Path, output: Path) -> int:
             f"{count} parameters take {2 * count} bytes, and {MAX_BYTES} may ship; train a "
             "smaller network."
         )
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model"]
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    side = max(max(size) for size in _last_sizes(config["pool"]))
     output.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, output, metadata={"vggt_config": json.dumps(config)})
+    save_file(
+        weights,
+        output,
+        metadata={"vggt_config": json.dumps(config["model"]), LONG_SIDE_METADATA: str(side)},
+    )
     return count
 
 
@@ -103,7 +111,7 @@ def write_card(folder: Path, weights: Path, card: Path, *, name: str, machine: s
         held_out_seed=SEED,
         num_scenes=config["held_out"]["num_scenes"] * len(config["held_out"]["sizes"]),
         num_frames=config["held_out"]["num_frames"],
-        sizes=_spell_sizes(config["pool"]["sizes"]),
+        sizes=_spell_sizes(_last_sizes(config["pool"])),
         budget=_spell_budget(config["budget"]),
         **{key: f"{last[key]:.3f}" for key in _FIGURES},
         **{key: f"{last[key]:.1f}" for key in ("rotation_median_deg", "direction_median_deg")},
@@ -126,8 +134,14 @@ def _tensors(path: Path) -> list[Tensor]:
     return list(read_checkpoint(path).tensors.values())
 
 
+def _last_sizes(pool: dict[str, Any]) -> list[list[int]]:
+    """Return heights and widths of the photos that a run ends with."""
+    return pool.get("late_sizes") or pool["sizes"]
+
+
 def _spell_sizes(sizes: list[list[int]]) -> str:
-    return ", ".join(f"{width} x {height}" for height, width in sizes)
+    # A size that is drawn more often stands there more than once.
+    return ", ".join(dict.fromkeys(f"{width} x {height}" for height, width in sizes))
 
 
 def _spell_budget(budget: dict[str, Any]) -> str:
@@ -138,17 +152,26 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the command line and export."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of the run")
-    parser.add_argument("--output", type=Path, required=True, help="file to write, .safetensors")
+    parser.add_argument("--output", type=Path, help="file to write, .safetensors")
     parser.add_argument("--card", type=Path, help="model card to write")
+    parser.add_argument(
+        "--ship", action="store_true", help="write weights, card and checksum into the package"
+    )
     parser.add_argument("--name", help="configuration of the run, for the card")
     parser.add_argument("--machine", help="what it was trained on, for the card")
     args = parser.parse_args(arguments)
+    if args.ship == bool(args.output or args.card):
+        parser.error("give --ship, or --output and perhaps --card")
+    if args.ship:
+        args.output, args.card = FOLDER / "tiny.safetensors", FOLDER / "tiny.md"
     if args.card and not (args.name and args.machine):
         parser.error("a card needs --name and --machine")
     try:
         count = export_weights(args.folder, args.output)
         if args.card:
             write_card(args.folder, args.output, args.card, name=args.name, machine=args.machine)
+        if args.ship:
+            write_checksum(args.output)
     except ValueError as error:
         parser.error(str(error))
     print(f"{args.output}: {count / 1e6:.2f} million parameters.")

@@ -105,7 +105,7 @@ def score(model: VGGT, batches: list[Views], *, scenes_at_once: int = 8) -> Scor
                 rotation.append(angles)
                 direction.append(directions)
                 constant.append(pair_angles(identity, reference)[0])
-            depth += _depth_errors(output.depth, truth.depth, truth.valid)
+            depth += depth_errors(output.depth, truth.depth, truth.valid)
     angles, directions = torch.cat(rotation), torch.cat(direction)
     return Score(
         num_pairs=len(angles),
@@ -161,8 +161,21 @@ def _rigid(poses: Tensor) -> Tensor:
     return torch.where(poses.isfinite(), poses, 0.0)
 
 
-def _depth_errors(depth: Tensor, truth: Tensor, valid: Tensor) -> list[float]:
-    """Return the mean relative error of each scene of ``[B, F, H, W]`` at its best scale."""
+def depth_errors(
+    depth: Tensor,  # [B, F, H, W]
+    truth: Tensor,  # [B, F, H, W]
+    valid: Tensor,  # [B, F, H, W] bool
+) -> list[float]:
+    """Return the mean relative error of depth of each scene, at its best scale.
+
+    Args:
+        depth: Estimates, ``[B, F, H, W]``.
+        truth: True depth.
+        valid: Where it is known.
+
+    Returns:
+        One number for each scene with depth.
+    """
     errors = []
     for estimate, reference, mask in zip(depth, truth, valid, strict=True):
         if not bool(mask.any()):

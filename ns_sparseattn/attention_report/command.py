@@ -51,8 +51,8 @@ class AttentionReport:
     unless `overwrite` is set."""
     max_frames: int | None = None
     """Photos to use at most, spread evenly over the folder; all by default."""
-    long_side: int = FrameOptions.long_side
-    """Longest side of the network's input, pixels."""
+    long_side: int | None = FrameOptions.long_side
+    """Longest side of the network's input, pixels. None: what the weights were trained at."""
     skip_broken: bool = False
     """Leave out files that cannot be read instead of stopping."""
     weights: WeightsOptions = field(default_factory=WeightsOptions)
@@ -111,7 +111,10 @@ class AttentionReport:
             chosen = found if self.max_frames is None else _spread(found, self.max_frames)
             photos = frames.load(
                 chosen,
-                entry.sized(FrameOptions(long_side=self.long_side, skip_broken=self.skip_broken)),
+                entry.sized(
+                    FrameOptions(long_side=self.long_side, skip_broken=self.skip_broken),
+                    self.weights.weights,
+                ),
                 progress=done,
             )
         with recorder.stage("load weights", 1) as done:
@@ -123,7 +126,7 @@ class AttentionReport:
             )
             done(1)
         num_layers = model.config.num_global_layers
-        plan = self.attention.plan(self.model).fitted_to(num_layers)
+        plan = self.attention.plan(self.model, self.weights.weights).fitted_to(num_layers)
         map_layer = self._choose_map_layer(plan, num_layers)
         with record_kept_mass(
             num_queries=self.num_queries,

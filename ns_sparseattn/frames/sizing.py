@@ -11,14 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import BrokenPhotoError
-from ..options import FrameOptions, ResizeRule
+from ..options import DEFAULT_LONG_SIDE, FrameOptions, ResizeRule
 from .cover import choose_size, cover_image, plan_cover
 from .decode import read_upright_size
 from .pixel_map import PixelMap, Size
 from .resize import PI3_MAX_PIXELS, plan_area, plan_resize, resize_image
-
-PUBLISHED_LONG_SIDE = 518
-"""Longest side that all models were trained at, pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +31,8 @@ class Sizing:
         """Look at the photos as far as the rule needs it.
 
         Args:
-            options: The rule; ``auto``, which only a model can resolve, means ``fit`` here.
+            options: The rule; ``auto`` and no side, which only a model can resolve, mean ``fit``
+                and 518 pixels here.
             paths: The photos. Those that cannot be read do not count.
         """
         if options.resize != "cover":
@@ -47,7 +45,7 @@ class Sizing:
                 # Decoding will fail as well, and say why.
                 continue
         size = choose_size(sizes or [(1, 1)])
-        scale = options.long_side / PUBLISHED_LONG_SIDE
+        scale = _long_side(options) / DEFAULT_LONG_SIDE
         width, height = (_to_patches(side * scale, options.patch_size) for side in size)
         return cls(options=options, cover_size=(width, height))
 
@@ -57,13 +55,13 @@ class Sizing:
         if self.cover_size is not None:
             return plan_cover(width, height, self.cover_size)
         if options.resize == "area":
-            share = (options.long_side / PUBLISHED_LONG_SIDE) ** 2
+            share = (_long_side(options) / DEFAULT_LONG_SIDE) ** 2
             max_pixels = max(round(PI3_MAX_PIXELS * share), options.patch_size**2)
             return plan_area(width, height, max_pixels, options.patch_size)
         rule: ResizeRule = "fit"
         if options.resize == "crop" or options.resize == "pad":
             rule = options.resize
-        return plan_resize(width, height, rule, options.long_side, options.patch_size)
+        return plan_resize(width, height, rule, _long_side(options), options.patch_size)
 
     def resize(self, image: Image.Image, pixel_map: PixelMap) -> Tensor:
         """Resize an upright RGB photo with the filter of the rule, ``[3, H, W]`` uint8."""
@@ -72,6 +70,10 @@ class Sizing:
         return resize_image(
             image, pixel_map, "lanczos" if self.options.resize == "area" else "bicubic"
         )
+
+
+def _long_side(options: FrameOptions) -> int:
+    return options.long_side or DEFAULT_LONG_SIDE
 
 
 def _to_patches(length: float, patch_size: int) -> int:

@@ -75,6 +75,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, _read_pickle(path), {})
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file; none of other kinds and damaged files."""
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}
+
+
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         # Files of before torch 1.6 are no zip archives and cannot be mapped. torch 2.1 maps files

@@ -25,12 +25,17 @@ from .checkpoint import (
     find_weights_file,
     parse_metadata,
     read_checkpoint,
+    read_metadata,
     sha256_of,
 )
 from .hub import fetch_weights
+from .shipped import shipped_weights
 from .weight_set import WeightSet, WeightsInfo
 
 logger = logging.getLogger(__name__)
+
+LONG_SIDE_METADATA = "long_side"
+"""Entry of a file's metadata: longest side of the photos that it was trained on, pixels."""
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -148,6 +153,38 @@ def local_file(family: ModelFamily[Any], source: str) -> Path | None:
     return path if path.is_file() else None
 
 
+def trained_side(family: ModelFamily[Any], source: str | None) -> int | None:
+    """Return the longest side of the photos that weights were trained on, without any download.
+
+    Args:
+        family: Kind of the network.
+        source: As for `load_model`.
+
+    Returns:
+        Pixels, as the set or the file says; if it does not, the ``image_size`` of the network's
+        sizes. None if they have no such field, or if only a file that would have to be downloaded,
+        or a pickle, could tell.
+    """
+    sets, default = family.named_sets()
+    text = source or default
+    weights = sets.get(text) or _find_by_repo(text, sets)
+    if weights is not None:
+        if weights.long_side is not None:
+            return weights.long_side
+        config = weights.config
+    elif text in family.seeded:
+        config = family.seeded[text]()
+    else:
+        path = local_file(family, text)
+        if path is None:
+            return None
+        metadata = read_metadata(path)
+        if metadata.get(LONG_SIDE_METADATA, "").isdecimal():
+            return int(metadata[LONG_SIDE_METADATA])
+        config = _stated_config(family, Checkpoint(path, {}, metadata))
+    return getattr(config, "image_size", None)
+
+
 def _find_by_repo(text: str, sets: Mapping[str, WeightSet]) -> WeightSet | None:
     return next((weights for weights in sets.values() if weights.repo_id == text), None)
 
@@ -176,7 +213,10 @@ def _locate(
     family: ModelFamily[Any], text: str, weights: WeightSet | None, cache_dir: Path | None
 ) -> tuple[Path, str]:
     """Return the weights file and how to call the place that it is from."""
+    if weights is not None and weights.repo_id is None:
+        return shipped_weights(weights.filename), f"{weights.filename} of this package"
     if weights is not None:
+        assert weights.repo_id is not None
         logger.info(
             "%s needs %.1f GB; a cached copy is used if there is one.", text, weights.size_gb
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg
 
 from ..attention import AttentionPlan
-from ..options import FrameOptions, SizingRule
+from ..options import DEFAULT_LONG_SIDE, FrameOptions, SizingRule
 from ..prediction import ScaleKind
-from .loading import ModelFamily
+from .loading import ModelFamily, trained_side
 from .mapanything_weights import MAPANYTHING_FAMILY
 from .pi3_weights import PI3_FAMILY, PI3X_FAMILY
 from .weights import VGGT_FAMILY
@@ -66,13 +66,19 @@ class ModelEntry:
     scale: ScaleKind = "relative"
     """Whether lengths come out in metres."""
 
-    def plan(self, name: str) -> AttentionPlan:
+    def plan(self, name: str, weights: str | None = None) -> AttentionPlan:
         """Return the attention plan of a name.
+
+        Args:
+            name: As ``--attention`` takes it.
+            weights: As `load_model` takes them; some named sets have plans of their own.
 
         Raises:
             ValueError: If the model has none of that name.
         """
-        plans = self.plans()
+        sets, default = self.family.named_sets()
+        named = sets.get(weights or default)
+        plans = self.plans() if named is None or named.plans is None else _plans_of(named.plans)
         if name not in plans:
             raise ValueError(
                 f"`attention` must be one of {', '.join(plans)} or block-sparse for {self.name}, "
@@ -80,20 +86,34 @@ class ModelEntry:
             )
         return plans[name]
 
-    def sized(self, options: FrameOptions) -> FrameOptions:
-        """Return the options of loading photos with the rule ``auto`` made the model's own."""
-        return options if options.resize != "auto" else replace(options, resize=self.resize)
+    def sized(self, options: FrameOptions, weights: str | None = None) -> FrameOptions:
+        """Return the options of loading photos, what they leave open chosen for a model.
+
+        Args:
+            options: The rule ``auto`` becomes the model's own, and a side that is not given that
+                which the weights were trained with.
+            weights: As `load_model` takes them.
+
+        Raises:
+            ValueError: If the weights are a folder in which no file can be meant.
+        """
+        return replace(
+            options,
+            resize=self.resize if options.resize == "auto" else options.resize,
+            long_side=options.long_side or trained_side(self.family, weights) or DEFAULT_LONG_SIDE,
+        )
+
+
+def _plans_of(name: str) -> Mapping[str, AttentionPlan]:
+    """Look up presets in the configs."""
+    from ..configs.plans import PLANS
+
+    return {key: preset.plan for key, preset in PLANS[name].items()}
 
 
 def _presets(name: str) -> Callable[[], Mapping[str, AttentionPlan]]:
-    """Return what looks up the presets of a model in the configs."""
-
-    def plans() -> Mapping[str, AttentionPlan]:
-        from ..configs.plans import PLANS
-
-        return {key: preset.plan for key, preset in PLANS[name].items()}
-
-    return plans
+    """Return what looks up the presets of a model."""
+    return partial(_plans_of, name)
 
 
 _EVERYTHING: frozenset[Told] = frozenset({"intrinsics", "poses", "depth"})

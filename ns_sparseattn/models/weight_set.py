@@ -9,26 +9,32 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class WeightSet:
-    """A published set of weights under a name of ours."""
+    """A published or shipped set of weights under a name of ours."""
 
     name: str
     """How users call it."""
-    repo_id: str
-    """Repository on the Hugging Face hub."""
+    repo_id: str | None
+    """Repository on the Hugging Face hub; none if the file ships with this package."""
     filename: str
-    """File in the repository."""
+    """File in the repository, or in the package's folder of weights."""
     config: Any
     """Sizes of the network, of the configuration class of its kind."""
     num_keys: int
     """Tensors in the file, those that we do not use included."""
     size_gb: float
-    """Size of the download, in units of 10^9 bytes."""
+    """Size of the file, in units of 10^9 bytes."""
     licence: str
     """Short name of the licence of the weights."""
     licence_summary: str
     """What the licence means for a user, and how that is known."""
     commercial_use: bool
     """Whether the licence allows commercial use."""
+    long_side: int | None = None
+    """Longest side of the photos that it was trained on, pixels, if that is not the side of its
+    position embedding."""
+    plans: str | None = None
+    """Attention plans of these weights, by name in `ns_sparseattn.configs.plans`, if they are not
+    those of the model."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,7 @@ def test_every_unit_has_a_layer() -> None:
         path.stem
         for path in PACKAGE.iterdir()
         if (path.suffix == ".py" and path.stem not in {"__init__", "__main__"})
-        or (path.is_dir() and path.name != "__pycache__" and any(path.rglob("*")))
+        or (path.is_dir() and path.name != "__pycache__" and any(path.rglob("*.py")))
     }
     assert entries == UNITS
 
