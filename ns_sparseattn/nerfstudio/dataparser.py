@@ -58,6 +58,20 @@ class SparseVGGTDataParserConfig(ColmapDataParserConfig):
     """Share of the key blocks that each query block keeps, 0 to 1."""
     mass: Optional[float] = None  # noqa: UP045
     """Share of the pooled attention that the kept blocks must reach, 0 to 1."""
+    reference: str = "auto"
+    """Photo that the model sees first, where that one is special: auto, first, or its name."""
+    intrinsics: Optional[str] = None  # noqa: UP045
+    """Known cameras: a COLMAP model or its cameras.txt, a transforms.json, an OpenCV YAML file, or
+    exif."""
+    poses: Optional[Path] = None  # noqa: UP045
+    """Known poses, whose frame and scale the scene takes: a transforms.json, a COLMAP model or its
+    images.txt, or a scene folder."""
+    metric_poses: bool = False
+    """The unit of the known poses is the metre."""
+    depth: Optional[Path] = None  # noqa: UP045
+    """Folder of known depth, matched by name: 16-bit PNG or .npy."""
+    depth_unit: Optional[float] = None  # noqa: UP045
+    """Metres of one unit of the depth files. None: 0.001 for PNG, 1 for .npy."""
     photo_masks: Optional[Path] = None  # noqa: UP045
     """Folder of mask images matched by name; black pixels are ignored."""
     skip_broken: bool = False
@@ -162,6 +176,7 @@ def process_options(config: SparseVGGTDataParserConfig) -> ProcessOptions:
     Raises:
         ValueError: If an option is out of range.
     """
+    from ..conditioning import KnownOptions
     from ..options import FrameOptions, SceneOptions
     from ..pipeline import AttentionOptions, ProcessOptions, WeightsOptions
     from ..refine import RefineOptions
@@ -171,6 +186,14 @@ def process_options(config: SparseVGGTDataParserConfig) -> ProcessOptions:
         data=config.data,
         output_dir=Path(),
         eval_data=config.eval_data,
+        reference=config.reference,
+        known=KnownOptions(
+            intrinsics=config.intrinsics,
+            poses=config.poses,
+            metric_poses=config.metric_poses,
+            depth=config.depth,
+            depth_unit=config.depth_unit,
+        ),
         weights=WeightsOptions(
             weights=config.weights, commercial=config.commercial, device=config.device
         ),

@@ -38,6 +38,9 @@ from ..refine import RefineOptions
 
 _logger = logging.getLogger(__name__)
 
+_MODEL_FILES = ("cameras", "images", "frames", "rigs")
+"""Files of a COLMAP model that hold poses and intrinsics, without suffix."""
+
 CACHE_FOLDER = ".ns_sparseattn"
 """Name of the cache beside the photos; hidden, so that no loader takes what it holds for photos."""
 
@@ -164,7 +167,10 @@ def _known_content(known: KnownOptions, index: _HashIndex) -> tuple[object, ...]
         if path is None or not path.exists():
             content.append(source)
         elif path.is_file():
-            content.append(index.sha256(path))
+            # Of a COLMAP model any file may be named, and all are read.
+            model = [path.with_name(f"{name}{path.suffix}") for name in _MODEL_FILES]
+            files = [file for file in model if file.is_file()] if path in model else [path]
+            content += [index.sha256(file) for file in files]
         else:
             content += [(file.name, index.sha256(file.path)) for file in list_files(path)]
     return tuple(content)

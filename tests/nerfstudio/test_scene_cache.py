@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from ns_sparseattn.conditioning import KnownOptions
 from ns_sparseattn.errors import ReconstructionError
 from ns_sparseattn.export import is_scene_folder
 from ns_sparseattn.export.output import SCENE_FORMAT
@@ -228,6 +229,36 @@ def test_masks_that_are_used_belong_to_the_scene(made: Ask, photos: Path) -> Non
     assert made(frames=frames) == (scene, False)
     write_photo(masks / "img_0.png", draw_view((96, 64), seed=1), kind="one_bit")
     assert made(frames=frames)[1]
+
+
+def test_what_is_known_belongs_to_the_scene_by_its_content(made: Ask, tmp_path: Path) -> None:
+    without, _ = made()
+    depth, poses = tmp_path / "depth", tmp_path / "transforms.json"
+    depth.mkdir()
+    (depth / "img_0.npy").write_bytes(b"one")
+    poses.write_text("one")
+    known = KnownOptions(poses=poses, depth=depth, intrinsics="exif")
+    scene, is_new = made(known=known)
+    assert is_new
+    assert scene != without
+    moved = replace(known, poses=Path(shutil.copyfile(poses, tmp_path / "copy.json")))
+    assert made(known=moved) == (scene, False)
+    assert made(known=replace(known, metric_poses=True))[1]
+    (depth / "img_0.npy").write_bytes(b"two")
+    assert made(known=known)[1]
+    poses.write_text("two")
+    assert made(known=known)[1]
+
+
+def test_all_files_of_a_known_model_belong_to_the_scene(made: Ask, tmp_path: Path) -> None:
+    for name in ("cameras", "images"):
+        (tmp_path / f"{name}.txt").write_text("one")
+    known = KnownOptions(poses=tmp_path / "images.txt")
+    scene, _ = made(known=known)
+    (tmp_path / "notes.txt").write_text("none of the model's")
+    assert made(known=known) == (scene, False)
+    (tmp_path / "cameras.txt").write_text("two")
+    assert made(known=known)[1]
 
 
 def test_local_weights_are_known_by_their_content(made: Ask, tmp_path: Path) -> None:
