@@ -155,15 +155,16 @@ def test_the_network_hears_what_it_is_told(
     assert not torch.allclose(centres[0], centres[1], atol=1e-6)
 
 
+@pytest.mark.parametrize("model", MODELS)
 def test_masked_halves_make_no_points(
-    run: Callable[..., tuple[int, str]], capture: Capture, tmp_path: Path
+    run: Callable[..., tuple[int, str]], capture: Capture, tmp_path: Path, model: str
 ) -> None:
     (tmp_path / "masks").mkdir()
     for path in capture.photos.iterdir():
         mask = Image.new("L", SIZE, 255)
         mask.paste(0, (0, 0, 48, 72))
         mask.save(tmp_path / "masks" / f"{path.stem}.png")
-    code, printed = run("pi3", "--masks", tmp_path / "masks", *UNREFINED)
+    code, printed = run(model, "--masks", tmp_path / "masks", *UNREFINED)
     assert code == 0, printed
     points = read_colmap(tmp_path / "scene").points
     assert len(points) > 0
