@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m training.export DIR --output FILE``: the averaged weights of a run as one file.
 
-Writes float16 safetensors that `load_vggt` reads, and a model card filled from the run's log.
+Writes float16 safetensors that `load_vggt` reads, and a model card with the file's own figures on
+held-out scenes.
 ``--ship`` puts both, and the checksum, where the package has them as `tiny`.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -17,12 +19,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ns_sparseattn.models import load_vggt
 from ns_sparseattn.models.checkpoint import sha256_of
 from ns_sparseattn.models.loading import LONG_SIDE_METADATA
 from ns_sparseattn.models.shipped import FOLDER, write_checksum
 from training.checkpoint import load_checkpoint
-from training.heldout import SEED
-from training.log import read_rows
+from training.generator import GeneratorConfig
+from training.heldout import SEED, HeldOutConfig, Score, make_held_out, score
+from training.render import RenderOptions
+from training.world import Slots
 
 MAX_BYTES = 24_000_000
 """Largest file that ships in the package."""
@@ -77,8 +82,8 @@ def export_weights(folder: Path, output: Path) -> int:
     return count
 
 
-def write_card(folder: Path, weights: Path, card: Path, *, name: str, machine: str) -> None:
-    """Fill the model card's template from a run.
+def write_card(folder: Path, weights: Path, card: Path, *, name: str, machine: str) -> Score:
+    """Measure exported weights on held-out scenes, and fill the model card's template.
 
     Args:
         folder: Of the run.
@@ -87,36 +92,61 @@ def write_card(folder: Path, weights: Path, card: Path, *, name: str, machine: s
         name: Of the configuration.
         machine: What it was trained on, in words.
 
+    Returns:
+        The figures of the card.
+
     Raises:
-        ValueError: If the run was never measured.
+        ValueError: If the run has no checkpoint.
     """
-    rows = read_rows(folder)
-    scores = [row for row in rows if row["kind"] == "held_out"]
-    steps = [row for row in rows if row["kind"] == "train"]
-    if not scores or not steps:
-        raise ValueError(f"The log of {folder} holds no finished measurement; train for longer.")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    last = scores[-1]
+    found = load_checkpoint(folder)
+    if found is None:
+        raise ValueError(f"{folder} has no checkpoint; give the folder of a training run.")
+    config, state = json.loads((folder / "config.json").read_text(encoding="utf-8")), found[1]
+    model, _ = load_vggt(weights)
+    held_out = _held_out(config)
+    figures = score(model, make_held_out(held_out, _generator(config), "cpu"))
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         name=name,
         machine=machine,
         file=weights.name,
         sha256=sha256_of(weights),
         size_mb=f"{weights.stat().st_size / 1e6:.1f}",
-        parameters=f"{sum(t.numel() for t in _tensors(weights)) / 1e6:.1f}",
-        minutes=f"{last['minutes']:.0f}",
-        steps=last["step"],
-        views=f"{last['step'] * config['frames_per_step'] / 1e6:.2f}",
+        parameters=f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}",
+        minutes=f"{state['elapsed_s'] / 60.0:.0f}",
+        steps=state["step"],
+        views=f"{state['step'] * config['frames_per_step'] / 1e6:.2f}",
         seed=config["seed"],
         held_out_seed=SEED,
-        num_scenes=config["held_out"]["num_scenes"] * len(config["held_out"]["sizes"]),
-        num_frames=config["held_out"]["num_frames"],
+        num_scenes=held_out.num_scenes * len(held_out.sizes),
+        num_frames=held_out.num_frames,
+        held_out_sizes=_spell_sizes(held_out.sizes),
         sizes=_spell_sizes(_last_sizes(config["pool"])),
+        all_sizes=_spell_sizes([*config["pool"]["sizes"], *_last_sizes(config["pool"])]),
+        most_views=config["schedule"]["last_frames"][1],
         budget=_spell_budget(config["budget"]),
-        **{key: f"{last[key]:.3f}" for key in _FIGURES},
-        **{key: f"{last[key]:.1f}" for key in ("rotation_median_deg", "direction_median_deg")},
+        **{key: f"{getattr(figures, key):.3f}" for key in _FIGURES},
+        **{
+            key: f"{getattr(figures, key):.1f}"
+            for key in ("rotation_median_deg", "direction_median_deg")
+        },
     )
     card.write_text(text, encoding="utf-8")
+    return figures
+
+
+def _held_out(config: dict[str, Any]) -> HeldOutConfig:
+    """Return a run's held-out scenes, as its configuration says."""
+    stated = dict(config["held_out"])
+    stated["sizes"] = tuple((height, width) for height, width in stated["sizes"])
+    return HeldOutConfig(**stated)
+
+
+def _generator(config: dict[str, Any]) -> GeneratorConfig:
+    """Return what a run's scenes are made of."""
+    stated = dict(config["generator"])
+    stated["slots"] = Slots(**stated["slots"])
+    stated["options"] = RenderOptions(**stated["options"])
+    return GeneratorConfig(**stated)
 
 
 _FIGURES = (
@@ -128,18 +158,12 @@ _FIGURES = (
 )
 
 
-def _tensors(path: Path) -> list[Tensor]:
-    from ns_sparseattn.models.checkpoint import read_checkpoint
-
-    return list(read_checkpoint(path).tensors.values())
-
-
 def _last_sizes(pool: dict[str, Any]) -> list[list[int]]:
     """Return heights and widths of the photos that a run ends with."""
     return pool.get("late_sizes") or pool["sizes"]
 
 
-def _spell_sizes(sizes: list[list[int]]) -> str:
+def _spell_sizes(sizes: Sequence[Sequence[int]]) -> str:
     # A size that is drawn more often stands there more than once.
     return ", ".join(dict.fromkeys(f"{width} x {height}" for height, width in sizes))
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ns_sparseattn.attention import AttentionPlan
 from ns_sparseattn.geometry import camera_centers
 from ns_sparseattn.models import VGGT, InferenceOptions
 from training.draws import Draws
@@ -80,12 +81,19 @@ def make_held_out(
 
 
 @torch.no_grad()
-def score(model: VGGT, batches: list[Views], *, scenes_at_once: int = 8) -> Score:
+def score(
+    model: VGGT,
+    batches: list[Views],
+    *,
+    plan: AttentionPlan | None = None,
+    scenes_at_once: int = 8,
+) -> Score:
     """Run a network on held-out scenes as the tool would, and compare.
 
     Args:
         model: The network; its mode is left alone.
         batches: What `make_held_out` gave.
+        plan: Attention of the global layers; dense if not given.
         scenes_at_once: Scenes of one forward pass.
 
     Returns:
@@ -95,7 +103,7 @@ def score(model: VGGT, batches: list[Views], *, scenes_at_once: int = 8) -> Scor
     for batch in batches:
         for members in torch.arange(len(batch.depth), device=model.device).split(scenes_at_once):
             views = batch.take(members)
-            output = model(views.images, options=InferenceOptions())
+            output = model(views.images, plan=plan, options=InferenceOptions())
             assert output.cam_from_world is not None
             assert output.depth is not None
             poses, truth = output.cam_from_world.cpu(), make_targets(views)

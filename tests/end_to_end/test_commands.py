@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ns_sparseattn import cli, console, pipeline
 from ns_sparseattn.export import is_scene_folder
@@ -352,7 +354,14 @@ def test_demo_renders_its_own_photos_and_makes_a_scene(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert "2 images posed" in result.stdout
+    assert "Network: tiny, which ships with this package" in result.stdout
+    assert "Poses: " in result.stdout
     assert is_scene_folder(tmp_path / "demo/scene")
+    manifest = json.loads((tmp_path / "demo/scene/manifest.json").read_text(encoding="utf-8"))
+    assert manifest["weights"]["name"] == "tiny"
+    assert not any("unverified" in note for note in manifest["notes"])
+    with Image.open(tmp_path / "demo/scene.png") as picture:
+        assert picture.size == (1200, 600)
 
 
 def test_module_is_the_same_command(tmp_path: Path, photos: Path) -> None:

@@ -31,7 +31,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"testing"}),
     frozenset({"pipeline"}),
     frozenset({"console", "doctor"}),
-    frozenset({"attention_report", "auditing", "judging", "model_list"}),
+    frozenset({"attention_report", "auditing", "demo_picture", "judging", "model_list"}),
     frozenset({"cli"}),
     frozenset({"demo", "nerfstudio"}),
 )
