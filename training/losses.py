@@ -58,6 +58,9 @@ class LossConfig:
     """Weight of the loss of rays and points."""
     camera_decay: float = 0.6
     """Factor by which an iteration counts less than the next one (VGGT's training)."""
+    rotation: float = 3.0
+    """Weight of the quaternion among the nine numbers: its errors are small numbers beside those of
+    translations. VGGT's training has 1."""
     fov: float = 0.5
     """Weight of the fields of view among the nine numbers (VGGT's training)."""
     queries: int = 64
@@ -84,7 +87,7 @@ def total_loss(
     rows = torch.arange(len(dense_frames), device=dense_frames.device)[:, None]
     valid = targets.valid[rows, dense_frames]
     parts = {
-        "camera": camera_loss(output.encodings, targets.encodings, config),
+        "camera": camera_loss(output.encodings, targets, config),
         "depth": dense_loss(
             (output.depth - targets.depth[rows, dense_frames])[..., None],
             output.depth_confidence,
@@ -108,15 +111,19 @@ def total_loss(
 
 def camera_loss(
     encodings: Tensor,  # [I, B, F, 9]
-    target: Tensor,  # [B, F, 9]
+    targets: Targets,
     config: LossConfig,
 ) -> Tensor:
-    """Return the robust distance of translation, quaternion and fields of view."""
+    """Return the robust distance of translation, quaternion and fields of view.
+
+    Scenes without a scale do not count.
+    """
     error = F.smooth_l1_loss(
-        encodings, target.expand_as(encodings), beta=config.huber, reduction="none"
+        encodings, targets.encodings.expand_as(encodings), beta=config.huber, reduction="none"
     )
-    translation, rotation, fov = error.split([3, 4, 2], dim=-1)
-    each = translation.mean((1, 2, 3)) + rotation.mean((1, 2, 3)) + config.fov * fov.mean((1, 2, 3))
+    parts = (part.mean((2, 3)) for part in error.split([3, 4, 2], dim=-1))
+    translation, rotation, fov = (_mean(part, targets.has_scale, dim=-1) for part in parts)
+    each = translation + config.rotation * rotation + config.fov * fov
     age = torch.arange(len(each) - 1, -1, -1, device=each.device)
     weights = config.camera_decay**age
     return (weights * each).sum() / weights.sum()
@@ -142,9 +149,9 @@ def dense_loss(
     return total
 
 
-def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean over a mask; zero without any pixel."""
-    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+def _mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """Return the mean over a mask, of all or along an axis; zero without any element."""
+    return torch.where(mask, values, 0.0).sum(dim) / mask.sum(dim).clamp(min=1)
 
 
 def matching_loss(
@@ -245,14 +252,15 @@ def geometry_loss(
     """Ask the patches of some layers for their rays and points in the first camera's frame.
 
     Returns the robust distance of the direction of the ray, of the camera's centre, and of the
-    point where it is known, mean over the layers.
+    point where it is known, mean over the layers. Scenes without a scale do not count.
     """
     patch = _patch_size(targets, tokens[0].shape[2])
     middle = slice(patch // 2, None, patch)
     height, width = targets.depth.shape[-2:]
     pixel = pixel_centers(height, width, dtype=torch.float32, device=targets.depth.device)
     pixel = pixel[middle, middle].flatten(0, 1)
-    valid = targets.valid[:, :, middle, middle].flatten(2)
+    known = targets.has_scale[:, None, None].expand(tokens[0].shape[:3])
+    valid = targets.valid[:, :, middle, middle].flatten(2) & known
     world_from_cam = invert_rigid(targets.cam_from_world)[:, :, None]
     in_cam = unproject(
         pixel, torch.ones_like(valid, dtype=torch.float32), targets.intrinsics[:, :, None]
@@ -270,7 +278,7 @@ def geometry_loss(
             reduction="none",
         ).clamp(max=config.largest)
         rays, centers, points = (part.mean(-1) for part in error.split([3, 3, 3], dim=-1))
-        total = total + rays.mean() + centers.mean() + _mean(points, valid)
+        total = total + _mean(rays, known) + _mean(centers, known) + _mean(points, valid)
     return total / len(tokens)
 
 

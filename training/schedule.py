@@ -50,7 +50,7 @@ class Schedule:
     """The same from `grown_at` on."""
     grown_at: float = 0.5
     """Progress at which overlap and number of views have reached their end."""
-    late_from: float = 0.55
+    late_from: float = 0.3
     """Progress from which new photos have the late sizes of the pool, if it has any."""
 
     def rate(self, progress: float) -> float:

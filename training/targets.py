@@ -16,6 +16,9 @@ from ns_sparseattn.models.pose_encoding import encode_pose
 from training.draws import Draws
 from training.world import Views
 
+_LEAST_SEEN = 0.05
+"""Share of pixels with depth below which a scene has no scale."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
@@ -31,6 +34,8 @@ class Targets:
     valid: Tensor  # [B, F, H, W] bool
     scale: Tensor  # [B]
     """Metres of one unit."""
+    has_scale: Tensor  # [B] bool
+    """Whether enough is seen of a scene to set its scale; some photos show little but sky."""
 
 
 def make_targets(views: Views) -> Targets:
@@ -49,6 +54,7 @@ def make_targets(views: Views) -> Targets:
     distance = points.norm(dim=-1) * views.valid
     count = views.valid.sum((1, 2, 3)).clamp(min=1)
     scale = (distance.sum((1, 2, 3)) / count).clamp(min=1e-6)
+    has_scale = views.valid.float().mean((1, 2, 3)) >= _LEAST_SEEN
     cam_from_world[..., 3] /= scale[:, None, None]
     return Targets(
         cam_from_world=cam_from_world,
@@ -58,6 +64,7 @@ def make_targets(views: Views) -> Targets:
         points_in_world=points / scale[:, None, None, None, None],
         valid=views.valid,
         scale=scale,
+        has_scale=has_scale,
     )
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -23,26 +25,55 @@ from training.world import Views
 CONFIG = LossConfig()
 
 
+def seen(encodings: torch.Tensor, *, has_scale: bool = True) -> Targets:
+    """Return targets of which the camera loss needs the encodings alone."""
+    batch = encodings.shape[0]
+    empty = torch.empty(batch, 0)
+    return Targets(
+        cam_from_world=empty,
+        intrinsics=empty,
+        encodings=encodings,
+        depth=empty,
+        points_in_world=empty,
+        valid=empty,
+        scale=empty,
+        has_scale=torch.full((batch,), has_scale),
+    )
+
+
 def test_the_camera_loss_is_zero_at_the_truth_and_counts_the_last_iteration_most() -> None:
     target = torch.randn(2, 3, 9)
     exact = target.expand(4, -1, -1, -1)
-    assert float(camera_loss(exact, target, CONFIG)) == 0.0
+    assert float(camera_loss(exact, seen(target), CONFIG)) == 0.0
     losses = []
     for iteration in range(4):
         wrong = exact.clone()
         wrong[iteration, ..., 0] += 1.0
-        losses.append(float(camera_loss(wrong, target, CONFIG)))
+        losses.append(float(camera_loss(wrong, seen(target), CONFIG)))
     for earlier, later in zip(losses[:-1], losses[1:], strict=True):
         assert earlier / later == pytest.approx(CONFIG.camera_decay, rel=1e-5)
 
 
 def test_the_camera_loss_is_robust() -> None:
-    target = torch.zeros(1, 1, 9)
+    target = seen(torch.zeros(1, 1, 9))
     small, large = (
         float(camera_loss(torch.full((1, 1, 1, 9), size), target, CONFIG)) for size in (1.0, 2.0)
     )
     # Twice the error costs about twice as much, not four times.
     assert large / small == pytest.approx(2.0, rel=0.02)
+
+
+def test_scenes_without_a_scale_do_not_count() -> None:
+    good, bad = seen(torch.zeros(1, 2, 9)), seen(torch.full((1, 2, 9), 1e5), has_scale=False)
+    both = dataclasses.replace(
+        good,
+        encodings=torch.cat([good.encodings, bad.encodings]),
+        has_scale=torch.cat([good.has_scale, bad.has_scale]),
+    )
+    guess = torch.full((4, 2, 2, 9), 0.5)
+    alone = float(camera_loss(guess[:, :1], good, CONFIG))
+    assert float(camera_loss(guess, both, CONFIG)) == pytest.approx(alone)
+    assert float(camera_loss(guess[:, :1], bad, CONFIG)) == 0.0
 
 
 def test_the_best_confidence_follows_from_the_error() -> None:
