@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from ns_sparseattn.attention.backends.native_build import best_instructions
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -34,7 +36,7 @@ def describe(device: str) -> dict[str, str | int | float]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "pycolmap": version("pycolmap"),
-        **(_gpu(device) if is_cuda else {}),
+        **(_gpu(device) if is_cuda else {"instructions": best_instructions() or "baseline"}),
         "commit": _commit(),
     }
 

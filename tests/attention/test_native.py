@@ -383,3 +383,34 @@ def test_statistics_name_the_backend_that_ran() -> None:
         run = AttentionRun(AttentionPlan.block_sparse(density=0.5), tokens, 1)
         run.attend(0, q, q, q)
         assert [layer.backend for layer in run.stats] == [name]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "has_avx2", "has_avx512", "has_bfloat16"),
+    [
+        ("ATEN_CPU_CAPABILITY", "default", False, False, False),
+        ("ATEN_CPU_CAPABILITY", "avx2", True, False, False),
+        ("ONEDNN_MAX_CPU_ISA", "AVX2", True, False, False),
+        ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI", True, True, False),
+        ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_AMX", True, True, True),
+    ],
+)
+def test_what_torch_is_forbidden_is_not_used_either(
+    variable: str,
+    value: str,
+    has_avx2: bool,
+    has_avx512: bool,
+    has_bfloat16: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = "flags\t\t: fma avx2 avx512f avx512bw avx512_bf16 amx_bf16\n"
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
+    for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    assert len(native_build.cpu_features()) == 6
+    monkeypatch.setenv(variable, value)
+    features = native_build.cpu_features()
+    assert "fma" in features
+    assert ("avx2" in features) == has_avx2
+    assert ("avx512bw" in features) == has_avx512
+    assert ("avx512_bf16" in features) == ("amx_bf16" in features) == has_bfloat16

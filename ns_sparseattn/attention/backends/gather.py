@@ -4,7 +4,8 @@
 Correct on every device and dtype, and the one backend with a gradient; the work is proportional to
 the blocks kept. Rows are handled in order of their list length, so that a batch of rows wastes
 little on padding. Products and softmax run in float32 for 16-bit inputs as well: torch's products
-of bfloat16 on a CPU round the scores to bfloat16, which alone makes a relative error of 4e-3.
+of bfloat16 on a CPU round the scores to bfloat16, which alone makes a relative error of 4e-3. Where
+the CPU multiplies bfloat16, its inputs are still multiplied as such (`fast_products`).
 
 Axes: ``B`` batch, ``H`` heads, ``R`` rows (query blocks) of a batch, ``L`` list entries, ``M``
 queries of a block, ``T`` keys of a block, ``C`` blocks of pooled keys, ``D`` head size.
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 
 from ..block_map import BlockMap
 from ..threads import map_in_threads
+from .cpu_products import fast_products
 from .inputs import AttentionInputs
 
 _SCORES_PER_BATCH = {"cpu": 1 << 18, "cuda": 1 << 24}
@@ -53,22 +55,26 @@ def run(inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
         b, h = slot
         if not hasattr(workspaces, "own"):
             workspaces.own = _Workspace(is_buffered=is_buffered)
+        is_whole = exists[b].all(-1)
+        lists = _HeadLists.of(block_map, b, h)
         # Converted before the gather, which repeats blocks.
         head = _Head(
-            q=q_blocks[b, h].to(inputs.accumulate),
+            q=q_blocks[b, h].index_select(0, lists.order).to(inputs.accumulate),
             k=_with_pooled(inputs, b, h, k_blocks[b, h], "keys"),
             v=_with_pooled(inputs, b, h, v_blocks[b, h], "values"),
+            scale=inputs.scale,
             num_k_blocks=block_map.num_k_blocks,
             exists=exists[b],
-            is_whole=exists[b].all(-1),
+            is_whole=None if bool(is_whole.all()) else is_whole,
             log_counts=None if inputs.coarse is None else inputs.coarse.log_counts[b],
         )
-        for rows, columns, listed in _batches(block_map, b, h):
-            attended, lse[b, h, rows] = _attend(head, rows, columns, listed, workspaces.own)
-            out[b, h, rows] = attended.to(q.dtype)
+        attended = [_attend(head, *batch, workspaces.own) for batch in lists.batches()]
+        place = lists.order.argsort()
+        for whole, parts in zip((out, lse), zip(*attended, strict=True), strict=True):
+            whole[b, h] = torch.cat(parts).index_select(0, place)
 
     slots = [(b, h) for b in range(batch) for h in range(heads)]
-    with torch.set_grad_enabled(has_gradient):
+    with torch.set_grad_enabled(has_gradient), fast_products(q):
         map_in_threads(attend_with, slots, q.device)
     out = out.reshape(batch, heads, -1, head_size)[:, :, :num_q]
     return out, lse.reshape(batch, heads, -1)[:, :, :num_q]
@@ -79,12 +85,15 @@ class _Head:
     """One head of the operation, in blocks, in the accumulation dtype."""
 
     q: Tensor  # [NQ, M, D]
+    """Query blocks in the order in which they are handled."""
     k: Tensor  # [NK + C, T, D]
     """Key blocks; behind them the pooled keys of the coarse term, if there is one."""
     v: Tensor  # [NK + C, T, D]
+    scale: float
     num_k_blocks: int
     exists: Tensor  # [NK, T] bool
-    is_whole: Tensor  # [NK] bool
+    is_whole: Tensor | None  # [NK] bool
+    """Blocks whose keys all exist; none if that is all of them."""
     log_counts: Tensor | None  # [num_listed]
     """Logarithm of the number of keys that a pooled key stands for; none without coarse term."""
 
@@ -127,17 +136,17 @@ def _with_pooled(
 
 def _attend(
     head: _Head,
-    rows: Tensor,  # [R]
+    rows: slice,
     columns: Tensor,  # [R, L]
     listed: Tensor | None,  # [R, L] bool
     space: _Workspace,
 ) -> tuple[Tensor, Tensor]:
     """Attend with some query blocks; return output ``[R, M, D]`` and log-sum-exp ``[R, M]``."""
-    q = head.q[rows] * head.q.shape[-1] ** -0.5
+    q = head.q[rows]
     num_rows, num_queries, head_size = q.shape
     num_entries, block = columns.shape[1], head.k.shape[1]
     keep = None
-    if listed is not None or not bool(head.is_whole[columns].all()):
+    if listed is not None or not (head.is_whole is None or bool(head.is_whole[columns].all())):
         keep = head.exists[columns]  # [R, L, T]
         keep = keep if listed is None else keep & listed[..., None]
     bias = None
@@ -158,7 +167,11 @@ def _attend(
 
     k = gather("k", head.k)
     memory = space.take("scores", (num_rows, num_queries, k.shape[1]), k)
-    scores = torch.bmm(q, k.transpose(1, 2), out=memory)
+    # Not scaled before: bfloat16 has no room for it. What is added counts nothing times.
+    nothing = q.new_zeros(1, 1, 1)
+    scores = torch.baddbmm(
+        nothing, q, k.transpose(1, 2), beta=0, alpha=head.scale, out=memory
+    )  # [R, M, K]
     if keep is not None:
         listed_scores = scores[:, :, : num_entries * block]
         listed_scores.masked_fill_(~keep.flatten(1)[:, None], float("-inf"))
@@ -172,11 +185,12 @@ def _attend(
     weights = torch.softmax(scores, -1, out=None if memory is None else scores)
     # The largest weight is exp(peak - lse), so this saves a pass with exponentials.
     lse = peak - weights.amax(-1).log()
-    has_no_key = peak.isneginf()
-    if (keep is not None or bias is not None) and bool(has_no_key.any()):
-        # Softmax over nothing is NaN; it is defined to give zeros and minus infinity.
-        weights = weights.masked_fill(has_no_key[..., None], 0.0)
-        lse = lse.masked_fill(has_no_key, float("-inf"))
+    if keep is not None or bias is not None:
+        has_no_key = peak.isneginf()
+        if bool(has_no_key.any()):
+            # Softmax over nothing is NaN; it is defined to give zeros and minus infinity.
+            weights = weights.masked_fill(has_no_key[..., None], 0.0)
+            lse = lse.masked_fill(has_no_key, float("-inf"))
     return torch.bmm(weights, gather("v", head.v)), lse
 
 
@@ -208,53 +222,75 @@ def _key_exists(inputs: AttentionInputs) -> Tensor:
     return padded.reshape(batch, block_map.num_k_blocks, block_map.block_k)
 
 
-def _batches(
-    block_map: BlockMap, batch_slot: int, head: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Yield all rows of a head in batches of at most `_SCORES_PER_BATCH` scores, one row at least.
+@dataclass(frozen=True, kw_only=True)
+class _HeadLists:
+    """The lists of one head, in order of their lengths."""
 
-    Yields:
-        Rows ``[R]``, their key blocks ``[R, L]`` padded to one length, and which of those are real
-        ``[R, L]``, none if all are.
-    """
-    device = block_map.columns.device
-    all_blocks = torch.arange(block_map.num_k_blocks, device=device)
-    sinks = all_blocks[block_map.num_listed_k_blocks :]
-    limit = _SCORES_PER_BATCH.get(device.type, _SCORES_PER_BATCH["cuda"])
-    scores_per_entry = block_map.block_q * block_map.block_k
-    num_rows = block_map.num_listed_q_blocks
-    first_row = (batch_slot * block_map.num_heads + head) * num_rows
-    offsets = block_map.row_offsets[first_row : first_row + num_rows + 1]
-    lists = block_map.columns[int(offsets[0]) : int(offsets[-1])].long()
-    offsets = offsets - offsets[0]
-    lengths, order = offsets.diff().sort(stable=True)
-    ascending = lengths.tolist()
-    start = 0
-    for end in range(1, num_rows + 1):
-        # Lengths ascend, so the next row's list is the longest of a batch that would include it.
-        entries = 0 if end == num_rows else (end + 1 - start) * (ascending[end] + len(sinks))
-        if end == num_rows or entries * scores_per_entry > limit:
-            rows = order[start:end]
-            columns, listed = _pad_lists(lists, offsets[rows], lengths[start:end])
-            columns = torch.cat([columns, sinks.expand(len(rows), -1)], dim=1)
-            if listed is not None:
-                listed = F.pad(listed, (0, len(sinks)), value=True)
-            yield rows, columns, listed
-            start = end
-    for row in range(num_rows, block_map.num_q_blocks):
-        yield torch.tensor([row], device=device), all_blocks[None], None
+    block_map: BlockMap
+    order: Tensor  # [NQ]
+    """Query blocks as they are handled: by the length of their lists; full rows last."""
+    columns: Tensor  # [nnz]
+    """Listed key blocks of all rows, as the map has them."""
+    starts: list[int]
+    """Where the list of each row of `order` begins among them."""
+    lengths: list[int]
+    """Its length."""
 
+    @classmethod
+    def of(cls, block_map: BlockMap, batch_slot: int, head: int) -> _HeadLists:
+        """Take the lists of a head."""
+        num_rows = block_map.num_listed_q_blocks
+        first_row = (batch_slot * block_map.num_heads + head) * num_rows
+        offsets = block_map.row_offsets[first_row : first_row + num_rows + 1]
+        lengths, order = offsets.diff().sort(stable=True)
+        full_rows = torch.arange(num_rows, block_map.num_q_blocks, device=order.device)
+        return cls(
+            block_map=block_map,
+            order=torch.cat([order, full_rows]),
+            columns=block_map.columns[int(offsets[0]) : int(offsets[-1])].long(),
+            starts=(offsets[order] - offsets[0]).tolist(),
+            lengths=lengths.tolist(),
+        )
 
-def _pad_lists(
-    lists: Tensor,  # [nnz]
-    starts: Tensor,  # [R]
-    lengths: Tensor,  # [R], ascending
-) -> tuple[Tensor, Tensor | None]:
-    """Return rows of lists padded to one length: ids ``[R, L]``, and which are real or none."""
-    longest = int(lengths[-1])
-    slots = torch.arange(longest, device=lists.device)
-    positions = starts[:, None] + slots
-    if int(lengths[0]) == longest:
-        return lists[positions], None
-    is_listed = slots < lengths[:, None]  # [R, L]
-    return lists[positions.where(is_listed, 0)].where(is_listed, 0), is_listed
+    def batches(self) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """Yield all rows in batches of at most `_SCORES_PER_BATCH` scores, one row at least.
+
+        Yields:
+            Rows in `order`, their key blocks ``[R, L]`` padded to one length, and which of those
+            are real ``[R, L]``, none if all are.
+        """
+        block_map, device = self.block_map, self.columns.device
+        all_blocks = torch.arange(block_map.num_k_blocks, device=device)
+        sinks = all_blocks[block_map.num_listed_k_blocks :]
+        limit = _SCORES_PER_BATCH.get(device.type, _SCORES_PER_BATCH["cuda"])
+        scores_per_entry = block_map.block_q * block_map.block_k
+        num_rows = block_map.num_listed_q_blocks
+        start = 0
+        for end in range(1, num_rows + 1):
+            # Lengths ascend: the next row's list is the longest of a batch that would include it.
+            entries = 0
+            if end < num_rows:
+                entries = (end + 1 - start) * (self.lengths[end] + len(sinks))
+            if end == num_rows or entries * scores_per_entry > limit:
+                columns, listed = self._padded(start, end)
+                if len(sinks):
+                    columns = torch.cat([columns, sinks.expand(end - start, -1)], dim=1)
+                    listed = None if listed is None else F.pad(listed, (0, len(sinks)), value=True)
+                yield slice(start, end), columns, listed
+                start = end
+        for row in range(num_rows, block_map.num_q_blocks):
+            yield slice(row, row + 1), all_blocks[None], None
+
+    def _padded(self, start: int, end: int) -> tuple[Tensor, Tensor | None]:
+        """Return the lists of some rows, padded to one length, and which entries are real."""
+        longest, device = self.lengths[end - 1], self.columns.device
+        if end - start == 1:
+            first = self.starts[start]
+            return self.columns[None, first : first + longest], None
+        slots = torch.arange(longest, device=device)
+        positions = torch.tensor(self.starts[start:end], device=device)[:, None] + slots
+        if self.lengths[start] == longest:
+            return self.columns[positions], None
+        lengths = torch.tensor(self.lengths[start:end], device=device)
+        is_listed = slots < lengths[:, None]  # [R, L]
+        return self.columns[positions.where(is_listed, 0)].where(is_listed, 0), is_listed

@@ -92,6 +92,11 @@ def describe() -> str:
     return f"will be built on first use by {compiler[0]}, for {candidates[0].name}"
 
 
+def best_instructions() -> str | None:
+    """Return the best of `INSTRUCTION_SETS` that this CPU has; none if it has none of them."""
+    return next((x.name for x in _of_this_cpu()), None)
+
+
 def build(instructions: InstructionSet) -> Path:
     """Return the compiled kernel for an instruction set, compiling it if it is not there yet.
 
@@ -160,13 +165,32 @@ def _of_this_cpu() -> list[InstructionSet]:
 
 
 def cpu_features() -> frozenset[str]:
-    """Return the CPU's features as Linux names them, empty elsewhere."""
+    """Return the CPU's features as Linux names them, empty elsewhere.
+
+    What torch is told to do without (``ATEN_CPU_CAPABILITY``, ``ONEDNN_MAX_CPU_ISA``) is left out.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return frozenset()
     flags = next((line for line in lines if line.startswith("flags")), "")
-    return frozenset(flags.partition(":")[2].split())
+    forbidden: tuple[str, ...] = ()
+    for variable, limits in _LIMITS.items():
+        forbidden += limits.get(os.environ.get(variable, "").lower(), ())
+    return frozenset(x for x in flags.partition(":")[2].split() if not x.startswith(forbidden))
+
+
+_AVX512 = ("avx512", "amx")
+_BFLOAT16 = ("avx512_bf16", "amx")
+_LIMITS: dict[str, dict[str, tuple[str, ...]]] = {
+    "ATEN_CPU_CAPABILITY": {"default": ("avx2", *_AVX512), "avx2": _AVX512},
+    "ONEDNN_MAX_CPU_ISA": {
+        **dict.fromkeys(("sse41", "avx"), ("avx2", *_AVX512)),
+        **dict.fromkeys(("avx2", "avx2_vnni", "avx2_vnni_2"), _AVX512),
+        **dict.fromkeys(("avx512_core", "avx512_core_vnni"), _BFLOAT16),
+    },
+}
+"""torch's variables, and the beginnings of the features that each of their values forbids."""
 
 
 def _compiler() -> list[str]:
