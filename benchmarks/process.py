@@ -25,15 +25,18 @@ from benchmarks.machine import describe
 from benchmarks.rows import append
 from ns_sparseattn.console import EXIT_UNTRUSTED
 from ns_sparseattn.models.registry import ModelName
+from ns_sparseattn.testing.synthetic import make_room, write_photos
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
     """Time one run of the command on a folder of photos."""
 
-    data: Path
-    """Folder of photos."""
-    name: str
+    data: Path | None = None
+    """Folder of photos; by default sample views are rendered."""
+    rendered: int = 8
+    """Sample views of the demo's room to render, without `data`."""
+    name: str = "rendered"
     """What the row calls the photos."""
     model: ModelName = "vggt"
     """Model that looks at the photos."""
@@ -52,8 +55,12 @@ class Bench:
         """Run, print the row, append it."""
         with tempfile.TemporaryDirectory() as folder:
             scene = Path(folder) / "scene"
+            data = self.data
+            if data is None:
+                data = Path(folder) / "photos"
+                write_photos(make_room(num_views=self.rendered), data)
             command = [sys.executable, "-m", "ns_sparseattn", "process", self.model]
-            command += ["--data", str(self.data), "--output-dir", str(scene)]
+            command += ["--data", str(data), "--output-dir", str(scene)]
             command += ["--weights", self.weights, "--device", self.device]
             command += shlex.split(self.arguments)
             start = time.perf_counter()

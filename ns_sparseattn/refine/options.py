@@ -81,6 +81,10 @@ class AuditOptions:
     """An image is good if at least this share of its matches lies within the epipolar tolerance."""
     min_trusted_share: float = 0.7
     """A scene is trusted if at least this share of its images is good and in one component."""
+    max_focal_change: float = 2.0
+    """A scene is dropped if its adjustment made a focal length longer or shorter than predicted by
+    more than this factor: it has found a way out, not the camera. Focal lengths that begin a half
+    off are put right (docs/refinement.md)."""
     max_rotation_only_px: float = 2.0
     """A pair shows no parallax if a pure rotation explains its median match this well, pixels."""
     min_rotation_only_share: float = 0.9
@@ -105,6 +109,7 @@ class AuditOptions:
             "min_rotation_only_share",
         ):
             check_range(name, getattr(self, name), 0.0, 1.0)
+        check_range("max_focal_change", self.max_focal_change, 1.0, 1_000.0)
         check_range("max_rotation_only_px", self.max_rotation_only_px, 0.0, 1_000.0)
         check_range("reference_rotation_deg", self.reference_rotation_deg, 0.1, 180.0)
         check_range("reference_position_share", self.reference_position_share, 0.001, 10.0)

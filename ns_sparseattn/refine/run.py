@@ -7,13 +7,16 @@ Axes: ``F`` frames, ``S`` surface samples of a frame.
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..frames.masks import name_some
@@ -202,7 +205,12 @@ class _Run:
                 attempts.append(self._attempt(scene, "prediction", before))
             is_doubtful = is_useless or not self._is_enough(attempts[0])
             if is_doubtful and not self._held.has_all_poses:
-                attempts += self._attempts_mapped(may_contradict=is_useless)
+                # Poses from which no sound structure follows, or that leave apart what matches tie
+                # together, are no judges of others.
+                may_contradict = is_useless or not self._holds_together(attempts[0])
+                attempts += self._attempts_mapped(may_contradict=may_contradict)
+            if not self._held.has_all_poses:
+                attempts = [attempt for attempt in attempts if self._is_sound(attempt)]
         best = max(attempts, key=_rank, default=None)
         if best is None or not any(step.is_kept for step in best.steps):
             return self._unchanged(before)
@@ -283,10 +291,41 @@ class _Run:
     def _is_enough(self, attempt: _Attempt) -> bool:
         """Whether so many images are confirmed that pycolmap's mappers have little to add.
 
-        Unlike the verdict on the scene, this does not mind several components: no mapper joins what
-        shares nothing.
+        Unlike the verdict on the scene, this does not mind components that no match ties: no mapper
+        joins what shares nothing.
         """
-        return attempt.audit.good_share >= self._options.audit.min_trusted_share
+        is_confirmed = attempt.audit.good_share >= self._options.audit.min_trusted_share
+        return is_confirmed and self._holds_together(attempt)
+
+    def _is_sound(self, attempt: _Attempt) -> bool:
+        """Whether most images see triangulated points, by cameras like those predicted.
+
+        Epipolar lines alone do not tell: with a focal length that is many times too long or short,
+        matches lie near them whatever the photos show.
+        """
+        options = self._options
+        counts = torch.bincount(attempt.scene.points.obs_image, minlength=len(self._frames))
+        num_seeing = int((counts >= options.min_image_observations).sum())
+        change = max(
+            (
+                abs(math.log(float(now.intrinsics[0, 0] / before.intrinsics[0, 0])))
+                for now, before in zip(attempt.scene.cameras, self._scene.cameras, strict=True)
+            ),
+            default=0.0,
+        )
+        return 2 * num_seeing >= len(self._frames) - self._num_unmatched(
+            attempt
+        ) and change <= math.log(options.audit.max_focal_change)
+
+    def _num_unmatched(self, attempt: _Attempt) -> int:
+        return len(attempt.audit.indices("unmatched"))
+
+    def _holds_together(self, attempt: _Attempt) -> bool:
+        """Whether an attempt is sound, and has no more groups than the matches leave."""
+        if not self._is_sound(attempt):
+            return False
+        pairs = [(pair.first, pair.second) for pair in attempt.audit.pairs]
+        return attempt.audit.num_components <= _num_groups(pairs, len(self._frames))
 
     def _attempts_mapped(self, *, may_contradict: bool) -> list[_Attempt]:
         """Adjust the mappers' models as if each were the prediction.
@@ -315,6 +354,15 @@ def _adjust(
             placed += register_images(model, waiting, settings, options)
         steps.append(run_round(model, settings, options))
     return tuple(steps), placed
+
+
+def _num_groups(pairs: Sequence[tuple[int, int]], num_images: int) -> int:
+    """Return the number of groups of two images and more that pairs tie together."""
+    group = list(range(num_images))
+    for first, second in pairs:
+        old, new = group[second], group[first]
+        group = [new if member == old else member for member in group]
+    return sum(count > 1 for count in Counter(group).values())
 
 
 def _is_useless(audit: Audit) -> bool:

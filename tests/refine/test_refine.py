@@ -106,6 +106,23 @@ def test_matches_alone_decide_if_the_prediction_is_useless(
     assert result.source in result.notes[0]
 
 
+def test_cameras_that_nearly_coincide_are_no_scene(
+    truth: Scene, frames: Frames, room: SyntheticScene
+) -> None:
+    # What a poor network says of every scene. Its neighbours agree to the tolerance of the audit.
+    poses, middle = poses_of(truth), len(truth.images) // 2
+    same = poses[middle].expand_as(poses).clone()
+    same[:, 0, 3] += 0.02 * torch.linspace(-1.0, 1.0, len(poses), dtype=poses.dtype)
+    images = tuple(
+        replace(image, cam_from_world=pose) for image, pose in zip(truth.images, same, strict=True)
+    )
+    result = refine_scene(replace(truth, images=images), frames, OPTIONS, reader=room.read_rgb)
+    assert result.after.is_trusted
+    assert median_error_deg(result.scene, truth) < 0.3
+    seen = torch.bincount(result.scene.points.obs_image, minlength=len(images))
+    assert bool((seen >= OPTIONS.min_image_observations).all())
+
+
 def test_a_blank_photo_keeps_its_pose_and_is_named(
     near: Scene, frames: Frames, room: SyntheticScene, truth: Scene
 ) -> None:
