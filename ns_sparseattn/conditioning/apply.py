@@ -21,6 +21,7 @@ from ..geometry import camera_centers, nearest_rotation
 from ..options import SceneOptions
 from ..prediction import Prediction
 from ..scene.grouping import group_frames
+from .depth_scale import DepthScale, find_depth_scale
 from .known import Known
 
 DOUBTFUL_OFFSET = 0.2
@@ -111,7 +112,7 @@ def apply_known(
     if known.posed:
         prediction = _with_poses(prediction, known, notes)
     if any(depth is not None for depth in known.depth):
-        prediction = _with_depth(prediction, known, photos, notes)
+        prediction = _with_depth(prediction, known, photos, options.depth_tolerance, notes)
     return replace(prediction, notes=(*prediction.notes, *notes))
 
 
@@ -171,12 +172,13 @@ def _with_poses(prediction: Prediction, known: Known, notes: list[str]) -> Predi
 
 
 def _with_depth(
-    prediction: Prediction, known: Known, photos: Frames, notes: list[str]
+    prediction: Prediction, known: Known, photos: Frames, tolerance: float, notes: list[str]
 ) -> Prediction:
     """Take depth where it is known, with the confidence of the best pixels.
 
     The scene becomes metric, unless it has the scale of poses; then the depth takes that.
     """
+    found = _depth_scale(prediction, known, tolerance)
     depth = prediction.depth.clone()
     confidence = prediction.confidence.clone()
     ratios: dict[str, Tensor] = {}
@@ -187,7 +189,7 @@ def _with_depth(
             if bool(both.any()):
                 ratios[photos.frames[index].name] = (given[both] / layer[both]).flatten()
     metres = float(torch.cat(list(ratios.values())).median()) if ratios else 1.0
-    notes += _doubts(ratios, metres if known.has_metric_poses and len(known.posed) > 1 else None)
+    notes += _doubts(ratios)
     has_scale_of_poses = bool(known.posed)
     poses = prediction.cam_from_world
     unit, scale = 1.0, prediction.scale
@@ -196,8 +198,14 @@ def _with_depth(
         poses = torch.cat([poses[..., :3], poses[..., 3:] * metres], dim=-1)
         scale = "metric"
     elif not known.has_metric_poses:
-        # Metres of the depth in units of the poses.
-        unit = 1.0 / metres
+        # Metres of the depth in units of the poses: as views agree, else as the network says.
+        unit = 1.0 / metres if found is None else found.factor
+    elif found is not None and found.is_better_than_one and _is_doubtful(found.factor):
+        notes.append(
+            "The known depth contradicts the known poses, which are said to be in metres: views "
+            f"agree on it if it is multiplied by {found.factor:.2g}. Check --depth-unit and "
+            "--metric-poses."
+        )
     finite = confidence[torch.isfinite(confidence)]
     best = float(finite.max()) if finite.numel() else 1.0
     for index, given in enumerate(known.depth):
@@ -211,31 +219,36 @@ def _with_depth(
     )
 
 
-def _doubts(ratios: dict[str, Tensor], metres: float | None) -> list[str]:
-    """Say which known depth contradicts other depth, or the poses.
+def _depth_scale(prediction: Prediction, known: Known, tolerance: float) -> DepthScale | None:
+    """Return what brings known depth into the unit of known poses, if the photos with both tell."""
+    both = [
+        (index, depth)
+        for index, depth in enumerate(known.depth)
+        if depth is not None and index in known.posed
+    ]
+    if len(both) < 2:
+        return None
+    indices = [index for index, _ in both]
+    return find_depth_scale(
+        prediction.cam_from_world[indices],
+        prediction.intrinsics[indices],
+        torch.stack([depth for _, depth in both]),
+        tolerance=tolerance,
+    )
 
-    Args:
-        ratios: Known over predicted depth, by photo.
-        metres: Known over predicted depth of all, if the predicted one has the scale of poses that
-            are said to be in metres.
-    """
+
+def _doubts(ratios: dict[str, Tensor]) -> list[str]:
+    """Say which known depth contradicts other depth, from known over predicted by photo."""
     medians = {name: float(values.median()) for name, values in ratios.items()}
     typical = statistics.median(medians.values()) if medians else 1.0
     odd = [name for name, ratio in medians.items() if _is_doubtful(ratio / typical)]
-    notes = []
-    if odd:
-        notes.append(
-            f"The known depth of {name_some(odd)} contradicts that of the other photos: beside "
-            f"what the network sees it is more than {DOUBTFUL_RATIO:g} times as far or as near. Is "
-            "all depth in one unit?"
-        )
-    if metres is not None and _is_doubtful(metres):
-        notes.append(
-            "The known depth contradicts the known poses, which are said to be in metres: it is "
-            f"{metres:.3g} times what the network sees in their scale. Check --depth-unit and "
-            "--metric-poses."
-        )
-    return notes
+    if not odd:
+        return []
+    return [
+        f"The known depth of {name_some(odd)} contradicts that of the other photos: beside what "
+        f"the network sees it is more than {DOUBTFUL_RATIO:g} times as far or as near. Is all "
+        "depth in one unit?"
+    ]
 
 
 def _is_doubtful(ratio: float) -> bool:

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from ns_sparseattn.conditioning import Known, apply_known
+from ns_sparseattn import frames
+from ns_sparseattn.conditioning import Known, KnownOptions, apply_known, load_known
 from ns_sparseattn.conditioning.apply import align
+from ns_sparseattn.conditioning.depth_scale import find_depth_scale
 from ns_sparseattn.geometry import camera_centers, invert_rigid, quaternion_to_rotation
 from ns_sparseattn.options import SceneOptions
 from ns_sparseattn.prediction import Prediction
@@ -139,22 +142,78 @@ def test_depth_takes_the_scale_of_the_poses(room: Room, metric: bool) -> None:
     poses = tuple(world.cam_from_world.double())
     what = known(room, depth=some_depth(room), cam_from_world=poses, has_metric_poses=metric)
     result = apply(room, moved(room.truth, 0.3), what)
-    assert torch.allclose(result.depth, world.depth, rtol=1e-3)
+    assert torch.allclose(result.depth, world.depth, rtol=1e-3 if metric else 5e-3)
     assert torch.allclose(result.cam_from_world, world.cam_from_world, atol=1e-5)
     assert result.scale == ("metric" if metric else "relative")
     assert not result.notes
 
 
+def useless(truth: Prediction) -> Prediction:
+    """A prediction that knows nothing: all cameras in a row, depth of 1."""
+    poses = torch.eye(3, 4).repeat(5, 1, 1)
+    poses[:, 0, 3] = torch.arange(5.0)
+    return replace(truth, cam_from_world=poses, depth=torch.ones_like(truth.depth))
+
+
 def test_depth_that_contradicts_metric_poses_is_noted(room: Room) -> None:
     # Centimetres taken for metres.
-    depth = tuple(None if values is None else 100 * values for values in some_depth(room))
+    depth = tuple(100 * layer for layer in room.truth.depth)
     poses = tuple(room.truth.cam_from_world.double())
     what = known(room, depth=depth, cam_from_world=poses, has_metric_poses=True)
-    (note,) = apply(room, moved(room.truth, 0.3), what).notes
-    assert "The known depth contradicts the known poses" in note
-    assert "it is 100 times what the network sees" in note
+    for prediction in (moved(room.truth, 0.3), useless(room.truth)):
+        notes = apply(room, prediction, what).notes
+        assert "The known depth contradicts the known poses" in notes[-1]
+        assert "if it is multiplied by 0.01. Check --depth-unit" in notes[-1]
     # Poses of an unknown unit contradict nothing.
     assert not apply(room, room.truth, replace(what, has_metric_poses=False)).notes
+
+
+def test_the_unit_of_poses_is_told_by_depth_and_not_by_the_network(room: Room) -> None:
+    world = moved(room.truth, 2.0)
+    depth = tuple(room.truth.depth)
+    what = known(room, depth=depth, cam_from_world=tuple(world.cam_from_world.double()))
+    result = apply(room, useless(room.truth), what)
+    assert torch.allclose(result.depth, world.depth, rtol=0.01)
+
+
+def test_views_without_a_baseline_tell_no_scale(room: Room) -> None:
+    poses = room.truth.cam_from_world[:1].repeat(5, 1, 1)
+    args = (room.truth.intrinsics, room.truth.depth)
+    assert find_depth_scale(poses, *args, tolerance=0.02) is None
+    found = find_depth_scale(room.truth.cam_from_world, *args, tolerance=0.02)
+    assert found is not None
+    assert found.factor == pytest.approx(1.0, rel=0.01)
+    assert not found.is_better_than_one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "unit_m"), [("synth_table", 1e-4), ("synth_room", 2e-4)])
+@pytest.mark.parametrize("wrong", [1.0, 10.0])
+def test_views_of_rendered_scenes_tell_the_unit(
+    shared: Path, name: str, unit_m: float, wrong: float
+) -> None:
+    folder = shared / "data" / name
+    photos = frames.load(folder / "images")
+    options = KnownOptions(
+        intrinsics=str(folder / "gt"),
+        poses=folder / "gt",
+        depth=folder / "depth",
+        depth_unit=wrong * unit_m,
+    )
+    given = load_known(options, photos)
+    assert given is not None
+    poses = torch.stack([pose for pose in given.cam_from_world if pose is not None])
+    depth = torch.stack([layer for layer in given.depth if layer is not None])
+    matrices = [
+        frame.pixel_map.intrinsics_to_network(matrix)
+        for frame, matrix in zip(photos.frames, given.intrinsics, strict=True)
+        if matrix is not None
+    ]
+    assert len(poses) == len(depth) == len(matrices) == len(photos)
+    found = find_depth_scale(poses, torch.stack(matrices), depth, tolerance=0.02)
+    assert found is not None
+    assert found.factor == pytest.approx(1 / wrong, rel=1e-3)
+    assert found.is_better_than_one == (wrong != 1)
 
 
 def test_depth_in_another_unit_than_the_rest_is_noted(room: Room) -> None:
