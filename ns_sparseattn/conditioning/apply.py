@@ -57,6 +57,8 @@ class Alignment:
 def align(
     predicted: Tensor,  # [F, 3, 4]
     known: Tensor,  # [F, 3, 4]
+    *,
+    scale: float = 1.0,
 ) -> Alignment:
     """Find the similarity that brings predicted cameras onto known ones.
 
@@ -66,6 +68,7 @@ def align(
     Args:
         predicted: ``cam_from_world`` of at least one camera.
         known: Those of the same cameras in the other world.
+        scale: Scale to take if the cameras do not tell one.
     """
     predicted, known = predicted.double(), known.double()
     rotation = nearest_rotation((known[..., :3].mT @ predicted[..., :3]).sum(0))
@@ -74,7 +77,6 @@ def align(
     spread = float(from_source.square().sum())
     extent = float(from_target.norm(dim=-1).max())
     has_scale = spread > _SMALLEST_SPREAD**2 and extent > _SMALLEST_SPREAD
-    scale = 1.0
     if has_scale:
         scale = float((from_source * from_target).sum()) / spread
         if scale <= 0:
@@ -149,8 +151,10 @@ def _with_poses(prediction: Prediction, known: Known, notes: list[str]) -> Predi
         is_usable = torch.ones_like(is_usable)
         predicted = predicted.clone()
         predicted[posed] = poses
-    aligned = align(predicted[posed][is_usable], poses[is_usable])
-    if not aligned.has_scale and not (prediction.scale == "metric" and known.has_metric_poses):
+    metres = _metres(_depth_ratios(prediction, known)) if known.has_metric_poses else None
+    aligned = align(predicted[posed][is_usable], poses[is_usable], scale=metres or 1.0)
+    tells_metres = metres is not None or prediction.scale == "metric"
+    if not aligned.has_scale and not (tells_metres and known.has_metric_poses):
         notes.append(
             "The known poses do not tell the scale, because no two of them stand apart; depth "
             "keeps the scale of the network."
@@ -181,15 +185,9 @@ def _with_depth(
     found = _depth_scale(prediction, known, tolerance)
     depth = prediction.depth.clone()
     confidence = prediction.confidence.clone()
-    ratios: dict[str, Tensor] = {}
-    for index, given in enumerate(known.depth):
-        if given is not None:
-            layer = depth[index]
-            both = (given > 0) & torch.isfinite(layer) & (layer > 0)
-            if bool(both.any()):
-                ratios[photos.frames[index].name] = (given[both] / layer[both]).flatten()
-    metres = float(torch.cat(list(ratios.values())).median()) if ratios else 1.0
-    notes += _doubts(ratios)
+    ratios = _depth_ratios(prediction, known)
+    metres = _metres(ratios) or 1.0
+    notes += _doubts({photos.frames[index].name: values for index, values in ratios.items()})
     has_scale_of_poses = bool(known.posed)
     poses = prediction.cam_from_world
     unit, scale = 1.0, prediction.scale
@@ -200,12 +198,16 @@ def _with_depth(
     elif not known.has_metric_poses:
         # Metres of the depth in units of the poses: as views agree, else as the network says.
         unit = 1.0 / metres if found is None else found.factor
+        depth *= metres * unit
     elif found is not None and found.is_better_than_one and _is_doubtful(found.factor):
         notes.append(
             "The known depth contradicts the known poses, which are said to be in metres: views "
             f"agree on it if it is multiplied by {found.factor:.2g}. Check --depth-unit and "
             "--metric-poses."
         )
+    else:
+        # Measured depth tells the scale of the rest better than the cameras' distances do.
+        depth *= metres
     finite = confidence[torch.isfinite(confidence)]
     best = float(finite.max()) if finite.numel() else 1.0
     for index, given in enumerate(known.depth):
@@ -217,6 +219,23 @@ def _with_depth(
     return replace(
         prediction, cam_from_world=poses, depth=depth, confidence=confidence, scale=scale
     )
+
+
+def _depth_ratios(prediction: Prediction, known: Known) -> dict[int, Tensor]:
+    """Return known over predicted depth, by photo, where both are there."""
+    ratios = {}
+    for index, given in enumerate(known.depth):
+        if given is not None:
+            layer = prediction.depth[index]
+            both = (given > 0) & torch.isfinite(layer) & (layer > 0)
+            if bool(both.any()):
+                ratios[index] = given[both] / layer[both]
+    return ratios
+
+
+def _metres(ratios: dict[int, Tensor]) -> float | None:
+    """Return the metres of one unit of the network, if known depth tells."""
+    return float(torch.cat(list(ratios.values())).median()) if ratios else None
 
 
 def _depth_scale(prediction: Prediction, known: Known, tolerance: float) -> DepthScale | None:

@@ -62,6 +62,16 @@ def test_one_pose_tells_no_scale(room: Room) -> None:
     assert "do not tell the scale" in result.notes[0]
 
 
+def test_one_metric_pose_takes_its_scale_from_depth(room: Room) -> None:
+    poses = (room.truth.cam_from_world[0].double(), None, None, None, None)
+    depth = (None, room.truth.depth[1], None, None, None)
+    what = known(room, cam_from_world=poses, depth=depth, has_metric_poses=True)
+    result = apply(room, moved(room.truth, 0.2), what)
+    assert torch.allclose(result.cam_from_world, room.truth.cam_from_world, atol=1e-3)
+    assert torch.allclose(result.depth, room.truth.depth, rtol=1e-3)
+    assert not result.notes
+
+
 def test_two_cameras_on_a_line_are_enough() -> None:
     predicted = torch.eye(3, 4, dtype=torch.float64).repeat(2, 1, 1)
     predicted[1, 0, 3] = -1.0
@@ -174,6 +184,17 @@ def test_the_unit_of_poses_is_told_by_depth_and_not_by_the_network(room: Room) -
     what = known(room, depth=depth, cam_from_world=tuple(world.cam_from_world.double()))
     result = apply(room, useless(room.truth), what)
     assert torch.allclose(result.depth, world.depth, rtol=0.01)
+
+
+@pytest.mark.parametrize("metric", [True, False])
+def test_depth_of_some_photos_tells_the_scale_of_the_others(room: Room, metric: bool) -> None:
+    world = room.truth if metric else moved(room.truth, 2.0)
+    depth = tuple(room.truth.depth[i] if i != 3 else None for i in range(5))
+    poses = tuple(world.cam_from_world.double())
+    what = known(room, depth=depth, cam_from_world=poses, has_metric_poses=metric)
+    # The cameras of this prediction tell nothing, its depth is right but for the scale.
+    prediction = replace(useless(room.truth), depth=0.3 * room.truth.depth)
+    assert torch.allclose(apply(room, prediction, what).depth[3], world.depth[3], rtol=0.01)
 
 
 def test_views_without_a_baseline_tell_no_scale(room: Room) -> None:
