@@ -35,6 +35,9 @@ _logger = logging.getLogger(__name__)
 _MIN_PRIORS = 3
 """Positions that a similarity needs, by which pycolmap aligns a model with its priors."""
 
+_MAX_POINT_ITERATIONS = 5
+"""Of an adjustment that moves points alone, each of which is a small problem of its own."""
+
 _MIN_GAUGE = 2
 """Held poses that leave neither place nor scale of a scene open."""
 
@@ -54,6 +57,11 @@ class Step:
     error_after_px: float
     """The same after the adjustment."""
     is_kept: bool
+
+    @property
+    def error_px(self) -> float:
+        """Median reprojection error that the round left."""
+        return self.error_after_px if self.is_kept else self.error_before_px
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +160,7 @@ def place(model: Model, index: int, cam_from_world: NDArray[np.float64]) -> bool
 
 def run_round(model: Model, settings: Round, options: RefineOptions) -> Step:
     """Triangulate anew with the poses as they are, then adjust; undo the adjustment if worse."""
-    triangulate(model, settings, options)
+    triangulate(model, settings, options, has_long_tracks=settings.refine_distortion)
     if settings.points_per_image is not None:
         _thin(model, settings.points_per_image)
     minimum = options.min_image_observations
@@ -174,7 +182,7 @@ def run_round(model: Model, settings: Round, options: RefineOptions) -> Step:
     is_kept = is_usable and after <= before and not lost
     if not is_kept:
         _restore(model, backup)
-        triangulate(model, settings, options)
+        triangulate(model, settings, options, has_long_tracks=settings.refine_distortion)
     step = Step(
         num_images=len(seen),
         num_points=model.reconstruction.num_points3D(),
@@ -186,8 +194,40 @@ def run_round(model: Model, settings: Round, options: RefineOptions) -> Step:
     return step
 
 
-def triangulate(model: Model, settings: Round, options: RefineOptions) -> None:
-    """Replace all points by tracks triangulated with the poses as they are."""
+def finish(model: Model, settings: Round, options: RefineOptions) -> None:
+    """Triangulate all tracks with the adjusted cameras, and move the points to where they fit best.
+
+    The adjustments may have looked at some of the tracks only.
+    """
+    triangulate(model, settings, options)
+    pycolmap = import_pycolmap()
+    reconstruction = model.reconstruction
+    if not reconstruction.num_points3D():
+        return
+    config = pycolmap.BundleAdjustmentConfig()
+    for image_id in model.image_ids:
+        config.add_image(image_id)
+        config.set_constant_rig_from_world_pose(reconstruction.image(image_id).frame_id)
+    for camera_id in reconstruction.cameras:
+        config.set_constant_cam_intrinsics(camera_id)
+    adjustment = _adjustment_options(settings, options)
+    adjustment.ceres.solver_options.max_num_iterations = _MAX_POINT_ITERATIONS
+    pycolmap.create_default_bundle_adjuster(adjustment, config, reconstruction).solve()
+    model.manager.filter_all_points3D(settings.max_error_px, options.min_track_angle_deg)
+    model.manager.filter_observations_with_negative_depth()
+
+
+def triangulate(
+    model: Model, settings: Round, options: RefineOptions, *, has_long_tracks: bool = True
+) -> None:
+    """Replace all points by tracks triangulated with the poses as they are.
+
+    Args:
+        model: Poses and matches; changed in place.
+        settings: Thresholds.
+        options: Threads, smallest angle.
+        has_long_tracks: Join tracks of one point, which poses that are far off do not allow yet.
+    """
     pycolmap = import_pycolmap()
     reconstruction, manager = model.reconstruction, model.manager
     for point_id in list(reconstruction.point3D_ids()):
@@ -196,27 +236,28 @@ def triangulate(model: Model, settings: Round, options: RefineOptions) -> None:
     thresholds = triangulation_options(settings, options)
     for image_id in model.image_ids:
         triangulator.triangulate_image(thresholds, image_id)
-    triangulator.complete_all_tracks(thresholds)
-    triangulator.merge_all_tracks(thresholds)
+    if has_long_tracks:
+        triangulator.complete_all_tracks(thresholds)
+        triangulator.merge_all_tracks(thresholds)
     manager.filter_all_points3D(settings.max_error_px, options.min_track_angle_deg)
     manager.filter_observations_with_negative_depth()
 
 
 def _thin(model: Model, points_per_image: int) -> None:
-    """Drop points that only images see which have enough longer tracks."""
+    """Drop points that are among the longest tracks of no image."""
     points = model.reconstruction.points3D
-    tracks = {
-        point_id: [element.image_id for element in point.track.elements]
-        for point_id, point in points.items()
-    }
-    num_kept = dict.fromkeys(model.image_ids, 0)
-    for point_id in sorted(tracks, key=lambda point_id: (-len(tracks[point_id]), point_id)):
-        images = tracks[point_id]
-        if all(num_kept[image_id] >= points_per_image for image_id in images):
-            model.manager.delete_point3D(point_id)
-            continue
-        for image_id in images:
-            num_kept[image_id] += 1
+    ids = np.array(sorted(points), dtype=np.int64)
+    images = [np.array([e.image_id for e in points[i].track.elements]) for i in ids.tolist()]
+    lengths = np.array([len(seen) for seen in images], dtype=np.int64)
+    image = np.concatenate(images) if images else np.zeros(0, dtype=np.int64)
+    point = np.repeat(np.arange(len(ids)), lengths)
+    # By image, then the longest first, then the point of the smallest id.
+    order = np.lexsort((point, -lengths[point], image))
+    starts = np.searchsorted(image[order], image[order])
+    is_kept = np.zeros(len(ids), dtype=bool)
+    is_kept[point[order[np.arange(len(order)) - starts < points_per_image]]] = True
+    for point_id in ids[~is_kept].tolist():
+        model.manager.delete_point3D(point_id)
 
 
 def triangulation_options(settings: Round, options: RefineOptions) -> Any:

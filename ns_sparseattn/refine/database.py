@@ -61,7 +61,7 @@ def quiet_colmap() -> Iterator[None]:
 
 def working_name(index: int) -> str:
     """Return what the database calls image `index` while we work."""
-    return f"{index:07d}"
+    return f"{index:07d}.pnm"
 
 
 def create_database(path: Path, scene: Scene, *, calibrated: Collection[int]) -> None:

@@ -1,31 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """Local features of the full-resolution photos, written to COLMAP's database.
 
-Axes: ``K`` keypoints, ``H`` rows, ``W`` columns.
+Photos are handed to pycolmap as plain pictures in a scratch folder, a batch at a time, since it finds
+features on several threads only in files that it reads itself.
 """
 
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ReconstructionError
 from ..export.colmap import import_pycolmap
 from ..frames import read_mask, read_rgb
 from ..frames.types import Frame
-from .database import open_database
+from .database import working_name
 from .options import FeatureName, MatchOptions
 
 ReadRgb = Callable[[Frame], Any]
 """Returns a frame's upright photo as a uint8 array ``[H, W, 3]``."""
+
+_MASKS = "masks"
+"""Folder of a batch's masks, in that of its photos."""
+
+_PHOTOS_PER_THREAD = 8
+"""Photos of one batch for each thread: more waste less time at its end, and take more space."""
 
 _TYPES: dict[FeatureName, str] = {"sift": "SIFT", "aliked": "ALIKED_N16ROT", "loma": "LOMA_B"}
 _MATCHERS: dict[FeatureName, str] = {
@@ -63,8 +69,8 @@ def extract_features(
     """Find features in all photos and write them to the database.
 
     Photos are read upright, so that keypoints are original pixels whatever their EXIF says, which
-    COLMAP's own reader does not do. Features on masked pixels are dropped. A photo without features
-    gets none and is no error.
+    COLMAP's own reader does not do. Masked pixels have no features. A photo without features is no
+    error.
 
     Args:
         database_path: A database of `create_database`.
@@ -77,66 +83,91 @@ def extract_features(
         BrokenPhotoError: If a photo cannot be read any more.
         ReconstructionError: If pycolmap does not offer the features.
     """
-    local = threading.local()
+    pycolmap = import_pycolmap()
+    settings = _extraction_options(options)
+    _check_offered(settings, options)
     read = read_rgb if reader is None else reader
+    done = 0
+    for folder, names in _batches(frames, options, read):
+        pictures = pycolmap.ImageReaderOptions()
+        if any((folder / _MASKS).iterdir()):
+            pictures.mask_path = str(folder / _MASKS)
+        pycolmap.extract_features(
+            str(database_path),
+            str(folder),
+            image_names=names,
+            reader_options=pictures,
+            extraction_options=settings,
+            device=pycolmap.Device.cpu,
+        )
+        done += len(names)
+        if progress is not None:
+            progress(done)
 
-    def work(frame: Frame) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        # An extractor keeps buffers, so each thread has its own.
-        if not hasattr(local, "extractor"):
-            local.extractor = _make_extractor(options)
-        return _extract_one(local.extractor, frame, options, read)
 
-    pycolmap = import_pycolmap()
-    kind = feature_type(options.features)
-    _make_extractor(options)
-    with ThreadPoolExecutor(num_threads(options)) as pool, open_database(database_path) as database:
-        for index, (keypoints, descriptors) in enumerate(pool.map(work, frames)):
-            database.write_keypoints(index + 1, keypoints)
-            database.write_descriptors(index + 1, pycolmap.FeatureDescriptors(kind, descriptors))
-            if progress is not None:
-                progress(index + 1)
+def _batches(
+    frames: tuple[Frame, ...], options: MatchOptions, read: ReadRgb
+) -> Iterator[tuple[Path, list[str]]]:
+    """Yield scratch folders of photos and the names in them; the next is written meanwhile."""
+    size = _PHOTOS_PER_THREAD * num_threads(options)
+    starts = range(0, len(frames), size)
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as pool:
+
+        def write(start: int) -> tuple[Path, list[str]]:
+            folder = Path(scratch, str(start))
+            (folder / _MASKS).mkdir(parents=True)
+            batch = range(start, min(start + size, len(frames)))
+            # pycolmap wants a mask for every photo or none.
+            is_masked = any(_has_mask(frames[index]) for index in batch)
+            for index in batch:
+                rgb = Image.fromarray(np.asarray(read(frames[index])))
+                grey_or_rgb = rgb.convert("L") if options.features == "sift" else rgb
+                grey_or_rgb.save(folder / working_name(index), format="PPM")
+                if is_masked:
+                    _write_mask(folder / _MASKS / f"{working_name(index)}.png", frames[index])
+            return folder, [working_name(index) for index in batch]
+
+        pending = pool.submit(write, 0) if frames else None
+        for start in starts:
+            assert pending is not None
+            folder, names = pending.result()
+            if start + size < len(frames):
+                pending = pool.submit(write, start + size)
+            yield folder, names
+            for path in (*folder.glob("*.*"), *(folder / _MASKS).iterdir()):
+                path.unlink()
 
 
-def _make_extractor(options: MatchOptions) -> Any:
-    """Create an extractor that runs in the calling thread alone."""
-    pycolmap = import_pycolmap()
-    settings = pycolmap.FeatureExtractionOptions()
+def _has_mask(frame: Frame) -> bool:
+    return frame.mask_path is not None or frame.has_alpha
+
+
+def _write_mask(path: Path, frame: Frame) -> None:
+    """Write the mask of a photo, all white if it has none."""
+    mask = read_mask(frame) if _has_mask(frame) else None
+    if mask is None:
+        mask = np.ones((frame.size[1], frame.size[0]), dtype=bool)
+    Image.fromarray(np.uint8(mask) * 255).save(path)
+
+
+def _extraction_options(options: MatchOptions) -> Any:
+    """Return pycolmap's settings."""
+    settings = import_pycolmap().FeatureExtractionOptions()
     settings.type = feature_type(options.features)
-    settings.num_threads = 1
+    settings.num_threads = num_threads(options)
     settings.use_gpu = False
+    settings.max_image_size = options.max_feature_size
     settings.sift.max_num_features = options.max_features
+    return settings
+
+
+def _check_offered(settings: Any, options: MatchOptions) -> None:
+    """Raise `ReconstructionError` if this pycolmap cannot find such features."""
+    pycolmap = import_pycolmap()
     try:
-        return pycolmap.FeatureExtractor.create(settings, pycolmap.Device.cpu)
+        pycolmap.FeatureExtractor.create(settings, pycolmap.Device.cpu)
     except RuntimeError as error:
         raise ReconstructionError(
             f"pycolmap {pycolmap.__version__} offers no {options.features} features here "
             f"({error}); use --features sift."
         ) from error
-
-
-def _extract_one(
-    extractor: Any, frame: Frame, options: MatchOptions, read: ReadRgb
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Return keypoints ``[K, 4]`` (x, y, scale, orientation) and descriptors ``[K, 128]``."""
-    pycolmap = import_pycolmap()
-    rgb = Image.fromarray(np.asarray(read(frame)))
-    width, height = rgb.size
-    shrink = min(1.0, options.max_feature_size / max(width, height))
-    if shrink < 1.0:
-        rgb = rgb.resize((round(width * shrink), round(height * shrink)), Image.Resampling.BOX)
-    found, descriptors = extractor.extract_from_uint8_array(
-        np.asarray(rgb.convert("L") if options.features == "sift" else rgb)
-    )
-    if not len(found):
-        return np.zeros((0, 4), np.float32), np.zeros((0, 128), np.uint8)
-    keypoints = np.array(pycolmap.keypoints_to_matrix(found), np.float32)
-    keypoints[:, 0] *= width / rgb.width
-    keypoints[:, 1] *= height / rgb.height
-    keypoints[:, 2] /= shrink
-    mask = read_mask(frame) if frame.mask_path is not None or frame.has_alpha else None
-    rows = np.asarray(descriptors.data)
-    if mask is not None:
-        column = keypoints[:, 0].astype(int).clip(0, width - 1)
-        row = keypoints[:, 1].astype(int).clip(0, height - 1)
-        keypoints, rows = keypoints[mask[row, column]], rows[mask[row, column]]
-    return keypoints, rows

@@ -98,9 +98,11 @@ def find_partners(
 def _largest(database_path: Path, index: int, options: MatchOptions) -> Tensor:
     """Return unit descriptors ``[N, D]`` of an image's largest features."""
     with open_database(database_path) as database:
-        scale = database.read_keypoints(index + 1)[:, 2]
+        keypoints = database.read_keypoints(index + 1)
         data = np.asarray(database.read_descriptors(index + 1).data)
-    order = np.argsort(-scale, kind="stable")[: options.partner_features]
+    # Columns are x, y and the affine shape, whose determinant is the area of the feature.
+    area = np.abs(keypoints[:, 2] * keypoints[:, 5] - keypoints[:, 3] * keypoints[:, 4])
+    order = np.argsort(-area, kind="stable")[: options.partner_features]
     return torch.nn.functional.normalize(torch.from_numpy(data[order]).float(), dim=-1)
 
 

@@ -49,10 +49,11 @@ def read_tracks(reconstruction: Any, scene: Scene) -> Points:
     pixels: list[np.ndarray] = []
     for image_id in sorted(reconstruction.reg_image_ids()):
         seen: set[int] = set()
-        for keypoint in reconstruction.image(image_id).points2D:
-            if keypoint.has_point3D() and keypoint.point3D_id not in seen:
-                seen.add(keypoint.point3D_id)
-                rows.append((number[keypoint.point3D_id], image_id - 1))
+        for keypoint in reconstruction.image(image_id).get_observation_points2D():
+            point_id = keypoint.point3D_id
+            if point_id not in seen:
+                seen.add(point_id)
+                rows.append((number[point_id], image_id - 1))
                 pixels.append(keypoint.xy)
     index = torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)
     order = (index[:, 0] * len(scene.images) + index[:, 1]).sort().indices

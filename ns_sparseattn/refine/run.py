@@ -22,7 +22,7 @@ from torch import Tensor
 from ..frames.masks import name_some
 from ..frames.types import Frames
 from ..scene.types import Scene
-from .adjust import Model, Step, load_model, run_round
+from .adjust import Model, Step, finish, load_model, run_round
 from .audit import Audit, audit_scene, contradiction
 from .cameras import convert_cameras, read_back, with_cameras, with_poses
 from .database import (
@@ -343,16 +343,19 @@ class _Run:
 def _adjust(
     model: Model, doubtful: tuple[int, ...], options: RefineOptions
 ) -> tuple[tuple[Step, ...], tuple[int, ...]]:
-    """Run all rounds; doubtful images join before the last but one, and once more before it."""
+    """Run the rounds that are needed; doubtful images join before the last but one, and once more before it."""
     steps: list[Step] = []
     placed: tuple[int, ...] = ()
     *first, joining, last = options.rounds
-    steps += [run_round(model, settings, options) for settings in first]
+    for settings in first:
+        if not steps or steps[-1].error_px >= settings.skipped_below_px:
+            steps.append(run_round(model, settings, options))
     for settings in (joining, last):
         waiting = tuple(index for index in doubtful if index not in placed)
         if waiting:
             placed += register_images(model, waiting, settings, options)
         steps.append(run_round(model, settings, options))
+    finish(model, last, options)
     return tuple(steps), placed
 
 

@@ -192,26 +192,19 @@ def rotation_only_error(
     Focal lengths somewhat off the given one are tried as well, because a wrong one bends rays so
     that no rotation fits.
     """
-    return min(
-        _rotation_residual(on_first / factor, on_second / factor, focal * factor)
-        for factor in _FOCAL_FACTORS
-    )
-
-
-def _rotation_residual(
-    on_first: NDArray[np.float64],  # [M, 2]
-    on_second: NDArray[np.float64],  # [M, 2]
-    focal: float,
-) -> float:
-    """Return the median pixel error of the best rotation at one focal length."""
-    first = np.column_stack([on_first, np.ones(len(on_first))])
-    second = np.column_stack([on_second, np.ones(len(on_second))])
-    first /= np.linalg.norm(first, axis=1, keepdims=True)
-    second /= np.linalg.norm(second, axis=1, keepdims=True)
+    factors = np.array(_FOCAL_FACTORS)[:, None, None]
+    first, second = _unit_rays(on_first / factors), _unit_rays(on_second / factors)
     # Kabsch: the rotation that maximizes the trace of R * sum(first second^T).
-    u, _, vt = np.linalg.svd(second.T @ first)
-    rotation = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
-    return float(focal * np.median(np.linalg.norm(first @ rotation.T - second, axis=1)))
+    u, _, vt = np.linalg.svd(second.swapaxes(1, 2) @ first)
+    u[:, :, 2] *= np.linalg.det(u @ vt)[:, None]
+    residual = np.linalg.norm(first @ (u @ vt).swapaxes(1, 2) - second, axis=2)
+    return float((focal * factors[:, 0, 0] * np.median(residual, axis=1)).min())
+
+
+def _unit_rays(on_plane: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return unit vectors ``[..., M, 3]`` through points ``[..., M, 2]`` on the plane z = 1."""
+    rays = np.concatenate([on_plane, np.ones((*on_plane.shape[:-1], 1))], axis=-1)
+    return rays / np.linalg.norm(rays, axis=-1, keepdims=True)
 
 
 def _solver_options() -> Any:
