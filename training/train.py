@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch.multiprocessing.spawn import spawn
 
 from training.config import CONFIGS
 from training.crew import ALONE, Crew, join
@@ -44,9 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(_train(args, ALONE))
         return
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(
-            _train_in_crew, (args, Path(folder) / "meeting"), nprocs=args.processes
-        )
+        spawn(_train_in_crew, (args, Path(folder) / "meeting"), nprocs=args.processes)
 
 
 def _train_in_crew(rank: int, args: argparse.Namespace, meeting_point: Path) -> None:

@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from training.config import CONFIGS, TrainingConfig
-from training.crew import ALONE, Crew, join
+from training.config import CONFIGS
+from training.crew import ALONE, Crew
 from training.generator import Generator
 from training.log import read_rows
 from training.pool import ScenePool
@@ -21,15 +21,34 @@ from training.trainer import Trainer
 SMOKE = CONFIGS["smoke"]
 
 
-def _agree(rank: int, folder: Path) -> None:
-    crew = join(rank, 2, folder / "meeting")
-    tensors = [torch.full((2, 3), float(rank)), torch.tensor([4.0 * rank])]
-    numbers = crew.agree(tensors, (0.1 + rank, 7.0))
-    torch.save((tensors, numbers), folder / f"{rank}.pt")
+_ROOT = Path(__file__).parents[2]
+
+
+def run_two(script: str, folder: Path) -> None:
+    """Run a script as two processes, as processes that were spawned do not find test modules.
+
+    It finds `crew`, `folder` and `rank`.
+    """
+    start = (
+        "import sys\nfrom pathlib import Path\nimport torch\nfrom training.crew import join\n"
+        "torch.set_num_threads(1)\n"
+        "rank, folder = int(sys.argv[1]), Path(sys.argv[2])\n"
+        "crew = join(rank, 2, folder / 'meeting')\n"
+    )
+    command = [sys.executable, "-c", start + script]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(folder)], cwd=_ROOT) for rank in range(2)
+    ]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
 
 
 def test_all_have_the_mean_and_the_numbers_of_the_first(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_agree, (tmp_path,), nprocs=2)
+    run_two(
+        "tensors = [torch.full((2, 3), float(rank)), torch.tensor([4.0 * rank])]\n"
+        "numbers = crew.agree(tensors, (0.1 + rank, 7.0))\n"
+        "torch.save((tensors, numbers), folder / f'{rank}.pt')\n",
+        tmp_path,
+    )
     for rank in range(2):
         (first, second), numbers = torch.load(tmp_path / f"{rank}.pt")
         assert torch.equal(first, torch.full((2, 3), 0.5))
@@ -53,16 +72,17 @@ def test_each_process_has_scenes_of_its_own() -> None:
     assert not torch.equal(first.images, second.images)
 
 
-def _train(rank: int, config: TrainingConfig, folder: Path) -> None:
-    crew = join(rank, 2, folder / "meeting")
-    trainer = Trainer(config, folder / "run", device=torch.device("cpu"), crew=crew)
-    trainer.run(minutes=5.0, started=time.monotonic())
-    torch.save(dict(trainer.model.state_dict()), folder / f"{rank}.pt")
-
-
 def test_weights_stay_the_same_in_all_processes(tmp_path: Path) -> None:
-    config = dataclasses.replace(SMOKE, evaluate_minutes=0.01)
-    torch.multiprocessing.spawn(_train, (config, tmp_path), nprocs=2)
+    run_two(
+        "import time\nfrom dataclasses import replace\nfrom training.config import CONFIGS\n"
+        "from training.trainer import Trainer\n"
+        "config = replace(CONFIGS['smoke'], evaluate_minutes=0.01)\n"
+        "cpu = torch.device('cpu')\n"
+        "trainer = Trainer(config, folder / 'run', device=cpu, crew=crew)\n"
+        "trainer.run(minutes=5.0, started=time.monotonic())\n"
+        "torch.save(dict(trainer.model.state_dict()), folder / f'{rank}.pt')\n",
+        tmp_path,
+    )
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     start = Trainer(SMOKE, tmp_path / "start", device=torch.device("cpu")).model.state_dict()
     for name, weight in first.items():
