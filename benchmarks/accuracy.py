@@ -62,7 +62,7 @@ class Bench:
     """Weights, as ``--weights`` of the command takes them."""
     views: tuple[int, ...] = (8, 24, 64)
     """Numbers of views of a scene."""
-    scenes: tuple[int, ...] = (32, 16, 8)
+    scenes: tuple[int, ...] = (24, 8, 4)
     """Scenes for each number of views."""
     densities: tuple[float, ...] = (0.5, 0.25, 0.1, 0.05, 0.02)
     """Shares of the key blocks to keep."""

@@ -66,7 +66,7 @@ def density_table(rows: Rows) -> str:
     asked = sorted({row["asked"] for row in rows if row["block_k"]}, reverse=True)
     for dense in _of_kind(rows, "dense"):
         views = dense["views"]
-        lines.append((str(views), "", "dense", *[""] * len(asked), _figures(dense)))
+        lines.append((str(views), "", "dense", _figures(dense), *[""] * len(asked)))
         for block in sorted({row["block_k"] for row in rows if row["views"] == views} - {None}):
             for kind in get_args(Kind):
                 found = {
@@ -75,8 +75,8 @@ def density_table(rows: Rows) -> str:
                     if (row["views"], row["block_k"], row["kind"]) == (views, block, kind)
                 }
                 cells = [_figures(found[share]) if share in found else "" for share in asked]
-                lines.append((str(views), str(block), kind, *cells, ""))
-    head = "|".join(["views", "block", "selection", *(f"{share:g}" for share in asked), "1"])
+                lines.append((str(views), str(block), kind, "", *cells))
+    head = "|".join(["views", "block", "selection", "1", *(f"{share:g}" for share in asked)])
     return markdown(head, lines, rows)
 
 
@@ -166,6 +166,32 @@ def photos_table(rows: Rows) -> str:
     return markdown(head, lines, rows)
 
 
+_NETWORK_STAGES = ("reference", "encoder", "attention", "camera", "depth")
+
+
+def time_table(rows: Rows) -> str:
+    """The whole command on the shipped weights: start of Python, imports and weights included."""
+    rows = [row for row in rows if row["weights"] == "tiny"]
+    lines = []
+    for row in rows:
+        stages = row["stages_s"]
+        building = stages.get("refine and build", stages.get("build scene", 0.0))
+        width, height = row["photo_size"]
+        lines.append(
+            (
+                f"{row['num_photos']} at {width} x {height}",
+                row["arguments"] or "-",
+                f"{row['total_s']:.1f}",
+                f"{stages['load weights']:.1f}",
+                f"{sum(stages.get(stage, 0.0) for stage in _NETWORK_STAGES):.1f}",
+                f"{building:.1f}",
+                f"{row['peak_memory_gib']:.1f}",
+            )
+        )
+    head = "photos|options|seconds in all|weights|network|refinement and scene|peak GiB"
+    return markdown(head, lines, rows)
+
+
 TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "accuracy_dense": ("accuracy", dense_table),
     "accuracy_early": ("accuracy", early_table),
@@ -173,6 +199,7 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "accuracy_layers": ("accuracy", layers_table),
     "accuracy_claims": ("accuracy", claims_table),
     "photos": ("photos", photos_table),
+    "tiny_time": ("process", time_table),
 }
 """Tables by name: the results file that they are made of, and how."""
 

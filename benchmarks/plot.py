@@ -100,6 +100,7 @@ _KIND_STYLES = {
     "ours + means": ("tab:blue", "-"),
     "ours + means, early in photos": ("tab:green", "--"),
 }
+_DENSITY_TICKS = (0.1, 0.2, 0.3, 0.5)
 _FIGURES: dict[str, Callable[[dict[str, Any]], float]] = {
     "rotation AUC@5": lambda row: row["rotation_auc"]["5"],
     "rotation AUC@30": lambda row: row["rotation_auc"]["30"],
@@ -133,11 +134,14 @@ def draw_accuracy(rows: Rows, path: Path) -> None:
                 )
                 axes.plot(*zip(*curve, strict=True), line, marker=".", color=colour, label=kind)
             axes.set_xscale("log")
+            axes.set_xticks(_DENSITY_TICKS, [f"{share:g}" for share in _DENSITY_TICKS])
+            axes.minorticks_off()
             if column == 0:
                 axes.set_ylabel(title)
         all_axes[0][column].set_title(f"{count} views", fontsize=10)
         all_axes[-1][column].set_xlabel("share of token pairs computed")
-    all_axes[0][-1].legend(fontsize=7)
+    # Where no curve is near: nothing keeps much mass at low density.
+    all_axes[-1][-1].legend(fontsize=6, loc="lower right")
     _save(figure, path)
 
 

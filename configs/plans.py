@@ -114,10 +114,10 @@ _TINY_SOURCE = (
 
 
 def _tiny() -> dict[str, PlanPreset]:
-    """Our plans for the shipped network of six layers and about fifty tokens a photo.
+    """Our plans for the shipped network of six layers and about a hundred tokens a photo.
 
-    No layer is within photos alone: correspondence begins in the second. Blocks are smaller than
-    those of large networks, which would hold all of a photo.
+    No layer is within photos alone: already the first looks for correspondence, and without it
+    poses suffer. Blocks are smaller than those of large networks, which would hold most of a photo.
     """
     quarter, tenth = (BlockSparsePolicy(max_density=density, block_k=16) for density in (0.25, 0.1))
     return {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m training.plot DIR``: draw a run's log as ``log.png`` beside it."""
+"""``python -m training.plot DIR``: draw a run's log, as ``log.png`` beside it or elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from training.log import read_rows
 
-_LOSSES = ("camera", "depth", "points", "matching", "attention", "tracks")
+_LOSSES = ("camera", "depth", "points", "matching", "attention", "tracks", "geometry")
 _SCORES = {
     "rotation_auc_30": "rotation AUC@30",
     "rotation_auc_5": "rotation AUC@5",
@@ -17,11 +17,12 @@ _SCORES = {
 }
 
 
-def plot_run(folder: Path) -> Path:
+def plot_run(folder: Path, output: Path | None = None) -> Path:
     """Draw losses and held-out scores over the minutes of training.
 
     Args:
         folder: Of the run.
+        output: Picture to write, if not beside the log.
 
     Returns:
         The picture.
@@ -52,7 +53,7 @@ def plot_run(folder: Path) -> Path:
         held_out.axhline(chance, linestyle=":", color="grey", label="AUC@30 of one pose for all")
     held_out.set(xlabel="minutes of training", title="held-out scenes", ylim=(0.0, 1.0))
     held_out.legend()
-    path = folder / "log.png"
+    path = output or folder / "log.png"
     figure.savefig(path, dpi=120)
     return path
 
@@ -65,9 +66,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the command line and draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of the run")
+    parser.add_argument("--output", type=Path, help="picture to write instead of log.png there")
     args = parser.parse_args(arguments)
     try:
-        print(plot_run(args.folder))
+        print(plot_run(args.folder, args.output))
     except (ModuleNotFoundError, ValueError) as error:
         parser.error(str(error))
 

@@ -22,7 +22,8 @@ TINY = WeightsOptions(weights="tiny", commercial=True, device="cpu")
 @pytest.fixture(scope="module")
 def room(tmp_path_factory: pytest.TempPathFactory) -> tuple[SyntheticScene, Path]:
     """A rendered room, and its photos."""
-    scene, folder = make_room(num_views=8), tmp_path_factory.mktemp("photos")
+    scene = make_room(num_views=7, size=(320, 240), step_deg=9.0)
+    folder = tmp_path_factory.mktemp("photos")
     write_photos(scene, folder)
     return scene, folder
 

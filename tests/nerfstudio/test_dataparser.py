@@ -135,6 +135,16 @@ def test_summary_names_no_next_command(tmp_path: Path, capfd: pytest.CaptureFixt
     assert "load photos" in printed.err
 
 
+def test_weights_that_ship_see_photos_at_their_own_size(tmp_path: Path) -> None:
+    photos = write_views(tmp_path / "photos", 3)
+    outputs = parse(config(photos, weights="tiny", commercial=True, long_side=None))
+    assert len(outputs.image_filenames) == 3 - 1
+    (manifest,) = (photos / CACHE_FOLDER).glob("*/manifest.json")
+    facts = json.loads(manifest.read_text(encoding="utf-8"))
+    assert facts["weights"]["name"] == "tiny"
+    assert facts["options"]["frames"]["long_side"] is None
+
+
 def test_bad_options_are_refused_before_anything_runs(tmp_path: Path) -> None:
     photos = write_views(tmp_path / "photos", 1)
     with pytest.raises(ValueError, match="`density` must be above 0 and at most 1, got 2"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import configparser
 import email
+import hashlib
 import tarfile
 import zipfile
 from email.message import Message
@@ -47,6 +48,16 @@ def test_wheel_holds_the_kernel_that_is_compiled_on_first_use(archives: Archives
     folder = "ns_sparseattn/attention/backends"
     sources = {f"{folder}/native_kernel.cpp", f"{folder}/native_arithmetic.h"}
     assert sources <= names(archives.wheel)
+
+
+def test_wheel_holds_the_weights_that_ship(archives: Archives) -> None:
+    folder = "ns_sparseattn/weights"
+    for wheel in (archives.wheel, archives.wheel_of_sdist):
+        with zipfile.ZipFile(wheel) as archive:
+            sums = archive.read(f"{folder}/SHA256SUMS").decode().split()
+            data = archive.read(f"{folder}/tiny.safetensors")
+            assert f"SHA-256 `{sums[0]}`" in archive.read(f"{folder}/tiny.md").decode()
+        assert sums == [hashlib.sha256(data).hexdigest(), "tiny.safetensors"]
 
 
 def test_wheel_holds_every_python_file(archives: Archives) -> None:
