@@ -121,6 +121,7 @@ def write_card(folder: Path, weights: Path, card: Path, *, name: str, machine: s
         num_frames=held_out.num_frames,
         held_out_sizes=_spell_sizes(held_out.sizes),
         sizes=_spell_sizes(_last_sizes(config["pool"])),
+        side=max(max(size) for size in _last_sizes(config["pool"])),
         all_sizes=_spell_sizes([*config["pool"]["sizes"], *_last_sizes(config["pool"])]),
         most_views=config["schedule"]["last_frames"][1],
         budget=_spell_budget(config["budget"]),
