@@ -293,7 +293,8 @@ class AttentionPlan:
         """Return a named plan of `ns_sparseattn.configs`.
 
         Args:
-            model: Name of the model, for example ``"vggt"``.
+            model: Name of the model, for example ``"vggt"``, or of weights with plans of their own,
+                such as ``"tiny"``.
             name: Name of the plan, for example ``"exact"``.
 
         Raises:

@@ -141,7 +141,8 @@ def test_presets_are_found_and_unknown_ones_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "num_layers"), [("vggt", 24), ("pi3", 18), ("pi3x", 18), ("mapanything", 8)]
+    ("model", "num_layers"),
+    [("vggt", 24), ("pi3", 18), ("pi3x", 18), ("mapanything", 8), ("tiny", 6)],
 )
 def test_every_preset_fits_and_says_where_it_is_from(model: str, num_layers: int) -> None:
     assert {"exact", "auto", "balanced", "fast"} < set(PLANS[model])
