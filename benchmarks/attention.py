@@ -17,6 +17,7 @@ If one does not, the command ends with an error and its row is not written.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -28,6 +29,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks import flashinfer_peer
 from benchmarks.machine import describe
 from benchmarks.overlapping_views import Views
 from benchmarks.rows import append
@@ -47,8 +49,8 @@ GATE: dict[torch.dtype, float] = {torch.float32: 3e-6, torch.float16: 4e-3, torc
 kernel is off by far more; the error itself is in the row."""
 _SAMPLED_BLOCKS = 4
 """Query blocks whose rows are compared."""
-
-
+_FAILURES = (RuntimeError, AssertionError, TypeError, ValueError, AttributeError, ImportError)
+"""What kernels raise that cannot run, for lack of memory or of a compiler, say."""
 _MATH_BYTES = 2**31
 """Scores that the plain formula may hold for it to take part."""
 
@@ -73,26 +75,34 @@ class Bench:
     """Channels of a head."""
     coarse: bool = True
     """Whether the coarse term is measured beside the plain operation."""
-    backends: tuple[str, ...] = tuple(name for name in BACKENDS if name != "reference")
-    """Backends to measure, those that can run here; gather and flex need much memory on sequences
-    of a million tokens."""
+    backends: tuple[str, ...] = (*(x for x in BACKENDS if x != "reference"), flashinfer_peer.NAME)
+    """Backends to measure, those that can run here, and FlashInfer; gather, flex and FlashInfer
+    need much memory or time on sequences of a million tokens."""
     repeats: int = 5
     """Calls of each that count."""
+    minutes: float = 9.0
+    """No density is begun later than this."""
     save: bool = True
     """Whether rows are appended to the results."""
 
     def main(self) -> None:
         """Check, measure, append the rows of each length and dtype, print a table last."""
+        deadline = time.monotonic() + 60 * self.minutes
         rows: list[dict[str, Any]] = []
         for num_tokens in self.tokens:
             for name in self.dtypes:
-                measured = list(self._rows(num_tokens, getattr(torch, name)))
+                measured = list(self._rows(num_tokens, getattr(torch, name), deadline))
                 if self.save:
                     append("attention", measured)
                 rows += measured
         print(table(rows))
 
-    def _rows(self, num_tokens: int, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+    def _rows(
+        self, num_tokens: int, dtype: torch.dtype, deadline: float
+    ) -> Iterator[dict[str, Any]]:
+        if time.monotonic() > deadline:
+            print(f"No time left for {num_tokens} tokens of {dtype}.", flush=True)
+            return
         device = torch.device(self.device)
         qkv = self._qkv(num_tokens, device, dtype)
         common = {
@@ -107,6 +117,9 @@ class Bench:
             yield self._row({**common, "what": peer, "lists": "dense"}, 1.0, dense[peer])
         best_ms = min(timing.p50_ms for timing in dense.values())
         for density in self.densities:
+            if time.monotonic() > deadline:
+                print(f"No time left for density {density:g} of {num_tokens} tokens.", flush=True)
+                return
             selected = select_blocks(qkv[0], qkv[1], max_density=density)
             selection = measure(
                 lambda density=density: select_blocks(qkv[0], qkv[1], max_density=density),
@@ -136,13 +149,11 @@ class Bench:
         if self.coarse:
             variants.append(replace(plain, coarse=CoarseBlocks.of(k, v, block_map, None)))
         for name in self.backends:
-            backend = BACKENDS[name]
             for inputs in variants:
-                reason = backend.why_not(inputs)
-                if reason is not None:
-                    _say_once(f"{name} is left out: {reason}")
+                call = _call_of(name, inputs)
+                if call is None:
                     break
-                error = relative_error(inputs, backend.run(inputs)[0])
+                error = relative_error(inputs, call())
                 # Written so that an error that is not a number is an error as well.
                 if not error <= GATE[q.dtype]:
                     sys.exit(
@@ -155,11 +166,7 @@ class Bench:
                     "density": round(block_map.density(q.shape[2], k.shape[2]), 4),
                     "list_lengths": _lengths(block_map),
                     "error": float(f"{error:.3g}"),
-                    "timing": measure(
-                        lambda run=backend.run, inputs=inputs: run(inputs),
-                        device,
-                        repeats=self.repeats,
-                    ),
+                    "timing": measure(call, device, repeats=self.repeats),
                 }
 
     def _qkv(
@@ -193,6 +200,30 @@ class Bench:
             "dense_tflops": round(flop / per_s, 3),
             "machine": describe(self.device),
         }
+
+
+def _call_of(name: str, inputs: AttentionInputs) -> Callable[[], Tensor] | None:
+    """Return what computes the operation, tried once; none, and a sentence, if it cannot here."""
+    if name == flashinfer_peer.NAME:
+        reason, prepare = flashinfer_peer.why_not(inputs), flashinfer_peer.prepare
+    else:
+        backend = BACKENDS[name]
+        reason = backend.why_not(inputs)
+
+        def prepare(inputs: AttentionInputs) -> Callable[[], Tensor]:
+            return lambda: backend.run(inputs)[0]
+
+    if reason is None:
+        try:
+            call = prepare(inputs)
+            call()
+        except _FAILURES as error:
+            # Another's kernel that does not run here must not cost the rows of all others.
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        else:
+            return call
+    _say_once(f"{name} is left out at {inputs.q.shape[2]} tokens: {reason}")
+    return None
 
 
 def relative_error(inputs: AttentionInputs, out: Tensor) -> float:
@@ -269,7 +300,7 @@ def _if_it_runs(
 ) -> Iterator[tuple[str, Callable[[], object]]]:
     try:
         call()
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except _FAILURES as error:
         _say_once(f"{name} is left out: {str(error).splitlines()[0]}")
     else:
         yield name, call

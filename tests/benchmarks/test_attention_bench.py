@@ -3,20 +3,25 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import attention, model, rows, selection, timing
+from benchmarks import attention, flashinfer_peer, model, rows, selection, timing
 from benchmarks.overlapping_views import Views
 from benchmarks.timing import measure
 from ns_sparseattn.attention import BlockMap
 from ns_sparseattn.attention.backends import BACKENDS, Backend, gather
 from ns_sparseattn.attention.backends.inputs import AttentionInputs
+from ns_sparseattn.attention.pooling import CoarseBlocks
 
 
 @pytest.fixture
@@ -77,6 +82,76 @@ def test_nothing_is_reported_when_a_backend_is_wrong(
     with pytest.raises(SystemExit, match="The gather backend is wrong by 0.001 on torch.float32"):
         _bench().main()
     assert rows.read("attention", results) == []
+
+
+def test_a_backend_that_fails_does_not_cost_the_others(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(inputs: AttentionInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        raise torch.OutOfMemoryError("Tried to allocate 8.5 GiB.\nMore.")
+
+    monkeypatch.setitem(BACKENDS, "flex", Backend(run=fail, why_not=lambda inputs: None))
+    _bench().main()
+    assert {"gather"} <= {row["what"] for row in rows.read("attention", results)}
+    said = capsys.readouterr().out
+    assert "flex is left out at 1024 tokens: OutOfMemoryError: Tried to allocate 8.5 GiB.\n" in said
+
+
+def test_no_density_is_begun_too_late(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _bench(minutes=0.0).main()
+    assert rows.read("attention", results) == []
+    assert "No time left for 1024 tokens" in capsys.readouterr().out
+
+
+class _BlockSparseAttentionByItsDocumentation:
+    """FlashInfer's wrapper: a mask over blocks and their sizes, for each head."""
+
+    def __init__(self, workspace: torch.Tensor) -> None:
+        assert workspace.dtype == torch.uint8
+
+    def plan(
+        self,
+        block_mask_map: torch.Tensor,  # [H, NQ, NK] bool
+        block_row_sz: torch.Tensor,  # [H, NQ]
+        block_col_sz: torch.Tensor,  # [H, NK]
+        num_qo_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        q_data_type: torch.dtype,
+    ) -> None:
+        assert num_qo_heads == num_kv_heads == len(block_mask_map)
+        assert q_data_type == torch.float16
+        assert head_dim == 32
+        self.keep = torch.stack(
+            [
+                mask.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+                for mask, rows, columns in zip(
+                    block_mask_map, block_row_sz, block_col_sz, strict=True
+                )
+            ]
+        )
+
+    def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.keep)
+
+
+def test_flashinfer_gets_what_the_map_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    library: Any = ModuleType("flashinfer")
+    library.VariableBlockSparseAttentionWrapper = _BlockSparseAttentionByItsDocumentation
+    library.__spec__ = ModuleSpec("flashinfer", None)
+    monkeypatch.setitem(sys.modules, "flashinfer", library)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, n, 32, generator=generator).half() for n in (300, 400, 400))
+    mask = torch.rand(1, 2, 3, 7, generator=generator) < 0.5
+    mask[..., 0] = True
+    block_map = BlockMap.from_mask(mask, num_full_q_blocks=1, num_sink_k_blocks=2)
+    inputs = AttentionInputs(q=q, k=k, v=v, block_map=block_map)
+    assert flashinfer_peer.why_not(inputs) is None
+    assert attention.relative_error(inputs, flashinfer_peer.prepare(inputs)()) < 1e-3
+    assert "coarse" in str(
+        flashinfer_peer.why_not(replace(inputs, coarse=CoarseBlocks.of(k, v, block_map, None)))
+    )
+    assert "float16" in str(flashinfer_peer.why_not(replace(inputs, q=q.float())))
 
 
 def test_random_lists_are_as_long_as_the_selected_ones() -> None:
