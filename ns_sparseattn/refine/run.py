@@ -343,7 +343,7 @@ class _Run:
 def _adjust(
     model: Model, doubtful: tuple[int, ...], options: RefineOptions
 ) -> tuple[tuple[Step, ...], tuple[int, ...]]:
-    """Run the rounds that are needed; doubtful images join before the last but one, and once more before it."""
+    """Run the rounds that are needed; doubtful images join before the last two, if they can."""
     steps: list[Step] = []
     placed: tuple[int, ...] = ()
     *first, joining, last = options.rounds
@@ -391,7 +391,8 @@ def _notes(best: _Attempt, before: Audit) -> tuple[str, ...]:
     if best.source != "prediction":
         notes.append(
             "Matches confirm too few of the predicted poses: these are those of pycolmap's "
-            f"{best.source} mapper, from the same matches."
+            f"{best.source} mapper, from the same matches. Look at the scene: things that repeat "
+            "can fold a model that fits all its matches, and no prediction confirms this one."
         )
     elif best.placed:
         names = [before.images[index].name for index in best.placed]
