@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Local features of the full-resolution photos, written to COLMAP's database.
 
-Photos are handed to pycolmap as plain pictures in a scratch folder, a batch at a time, since it finds
-features on several threads only in files that it reads itself.
+Photos are handed to pycolmap as plain pictures in a scratch folder, a batch at a time, since it
+finds features on several threads only in files that it reads itself.
 """
 
 from __future__ import annotations

@@ -30,6 +30,10 @@ _CELLS = 96
 _MIN_SCALE_POINTS = 10
 """Tracks that an image must see for a depth scale of its own."""
 
+_MAX_DEPTH_SPREAD = 0.3
+"""Depth whose ratio to that of the tracks is off its median by more than this share, in the median,
+makes no points: the network has not understood the photo. Others are right to a few per cent."""
+
 
 def read_tracks(reconstruction: Any, scene: Scene) -> Points:
     """Return the triangulated points of a reconstruction, without colours.
@@ -80,7 +84,8 @@ def fill_points(
     """Add predicted points where a refined scene has no tracks, and colour all.
 
     Depth is brought to the scale of the tracks, image by image, seen through the refined cameras,
-    and fused by the agreement of views, as for a scene that was not refined.
+    and fused by the agreement of views, as for a scene that was not refined. Depth that no scale
+    brings near the tracks makes no points.
 
     Args:
         scene: A refined scene: its points are tracks.
@@ -145,7 +150,10 @@ def _through_refined_cameras(
 
 
 def _depth_scales(scene: Scene, prediction: Prediction, frames: Frames) -> Tensor:
-    """Return the median ratio of triangulated over predicted depth of each image, ``[F]``."""
+    """Return the median ratio of triangulated over predicted depth of each image, ``[F]``.
+
+    It is zero, which leaves no depth, where the two have little to do with each other.
+    """
     points = scene.points
     height, width = prediction.depth.shape[1:]
     scales = torch.full((len(frames),), float("nan"))
@@ -158,8 +166,10 @@ def _depth_scales(scene: Scene, prediction: Prediction, frames: Frames) -> Tenso
         ratio = depth / prediction.depth[index][row, column].double()
         ratio = ratio[ratio.isfinite() & (ratio > 0)]
         if len(ratio) >= _MIN_SCALE_POINTS:
-            scales[index] = ratio.median()
-    known = scales[scales.isfinite()]
+            scale = ratio.median()
+            is_right = (ratio / scale - 1.0).abs().median() <= _MAX_DEPTH_SPREAD
+            scales[index] = scale if is_right else 0.0
+    known = scales[scales.isfinite() & (scales > 0)]
     return scales.where(scales.isfinite(), known.median() if len(known) else torch.tensor(1.0))
 
 

@@ -9,28 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from ns_sparseattn.export import is_scene_folder
 from ns_sparseattn.nerfstudio.scene_cache import CACHE_FOLDER
 from ns_sparseattn.options import FrameOptions
 from ns_sparseattn.pipeline import ProcessOptions, WeightsOptions, process
+from ns_sparseattn.testing.torch_home import write_torch_home
 
 pytestmark = pytest.mark.slow
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-
-ALEXNET: dict[str, tuple[int, ...]] = {
-    "features.0": (64, 3, 11, 11),
-    "features.3": (192, 64, 5, 5),
-    "features.6": (384, 192, 3, 3),
-    "features.8": (256, 384, 3, 3),
-    "features.10": (256, 256, 3, 3),
-    "classifier.1": (4096, 9216),
-    "classifier.4": (4096, 4096),
-    "classifier.6": (1000, 4096),
-}
-"""Shapes of AlexNet's weights."""
 
 METHOD = (
     # The one that starts fastest and needs no GPU.
@@ -51,18 +39,8 @@ METHOD = (
 
 @pytest.fixture(scope="module")
 def torch_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of torch.hub with an AlexNet, which nerfstudio wants for its perceptual metric.
-
-    One number stands for all in each tensor, so the file is small; the metric means nothing.
-    """
-    home = tmp_path_factory.mktemp("torch_home")
-    state = {}
-    for layer, shape in ALEXNET.items():
-        state[f"{layer}.weight"] = torch.full((1,), 0.01).expand(shape)
-        state[f"{layer}.bias"] = torch.zeros(1).expand(shape[0])
-    (home / "hub/checkpoints").mkdir(parents=True)
-    torch.save(state, home / "hub/checkpoints/alexnet-owt-7be5be79.pth")
-    return home
+    """A cache of torch.hub with an AlexNet."""
+    return write_torch_home(tmp_path_factory.mktemp("torch") / "home")
 
 
 def train(run: Run, torch_home: Path, folder: Path, data: Path, *parser: str) -> Path:

@@ -199,3 +199,24 @@ def test_dense_points_fill_what_tracks_leave_and_lie_on_the_truth(
     dense = filled.points.error[num_tracks:]
     assert float(dense.median()) < 2.0
     assert [summary.name for summary in filled.summaries] == list(frames.names)
+
+
+def test_depth_that_tracks_contradict_makes_no_points(
+    refined: Refined, frames: Frames, room: SyntheticScene
+) -> None:
+    exact = exact_prediction(room, frames)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.exp(1.5 * torch.randn(exact.depth[0].shape, generator=generator))
+    filled = [
+        fill_points(
+            refined.scene,
+            replace(exact, depth=exact.depth * torch.where(is_wrong, noise, 1.0)),
+            frames,
+            SceneOptions(),
+            read_rgb=room.read_rgb,
+        )
+        for is_wrong in (torch.tensor(False), torch.tensor(True))
+    ]
+    num_tracks = len(refined.scene.points)
+    assert len(filled[0].points) > num_tracks + 1_000
+    assert len(filled[1].points) == num_tracks
