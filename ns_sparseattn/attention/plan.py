@@ -130,8 +130,8 @@ def _spell(share: Share) -> str:
 class AutoPolicy:
     """A sparse policy where it was measured to be faster on this kind of device, else dense.
 
-    `ns_sparseattn.attention.crossover` decides, before selection by the number of tokens, after it
-    by the density.
+    `ns_sparseattn.attention.crossover` decides: before selection by the number of tokens and the
+    density asked for, after it by the density found if a mass was asked for.
     """
 
     policy: BlockSparsePolicy | FramePolicy

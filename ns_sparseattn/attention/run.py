@@ -33,6 +33,7 @@ from .plan import (
     LayerPolicy,
     PaperPolicy,
     PatchOrder,
+    Share,
 )
 from .recording import note_block_map
 from .selection import select_blocks
@@ -173,7 +174,12 @@ class AttentionRun:
             return self._attend_densely(q, k, v)
         if isinstance(policy, FramePolicy):
             return self._attend_under(policy, layer, timer, q, k, v)
-        return self._attend_sparse(layer, policy, limits.max_density, timer, q, k, v)
+        if policy.mass is not None:
+            return self._attend_sparse(layer, policy, limits.max_density, timer, q, k, v)
+        if _mean(policy.max_density) > limits.max_density:
+            # Known without a selection, which would be lost.
+            return self._attend_densely(q, k, v)
+        return self._attend_sparse(layer, policy, None, timer, q, k, v)
 
     def _attend_sparse(
         self,
@@ -323,6 +329,11 @@ class AttentionRun:
                 patches = (frames + torch.tensor(curve)).reshape(1, -1)
             self._orders[key] = BlockOrder.of(self._tokens, k.device, patches, block_k=block_k)
         return self._orders[key]
+
+
+def _mean(share: Share) -> float:
+    """Return the mean over heads of what is said for all or for each."""
+    return sum(share) / len(share) if isinstance(share, tuple) else share
 
 
 def _checked_mask(key_mask: Tensor, tokens: TokenLayout) -> Tensor:

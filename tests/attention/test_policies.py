@@ -78,8 +78,18 @@ def test_auto_is_sparse_above_the_crossover_and_dense_below(
     few_tokens = AttentionRun(_auto(0.25), tokens, 1)
     assert torch.equal(few_tokens.attend(0, q, k, v), dense_attention(q, k, v))
     assert [run.stats[0].backend for run in (dense_by_density, few_tokens)] == ["sdpa", "sdpa"]
-    assert sparse.stats[0].density < 0.5
-    assert few_tokens.stats[0].selection_ms == 0.0 < dense_by_density.stats[0].selection_ms
+    # Special tokens add to the density asked for, which alone decides.
+    limits |= {"min_tokens": 1000, "max_density": 0.25}
+    at_the_limit = AttentionRun(_auto(0.25), tokens, 1)
+    at_the_limit.attend(0, q, k, v)
+    for run in (sparse, at_the_limit):
+        assert 0.25 < run.stats[0].density < 0.5
+    for run in (few_tokens, dense_by_density):
+        assert run.stats[0].selection_ms == 0.0, "nothing was selected in vain"
+    by_mass = AttentionPlan(default=AutoPolicy(policy=BlockSparsePolicy(mass=1.0)))
+    after_selection = AttentionRun(by_mass, tokens, 1)
+    assert torch.equal(after_selection.attend(0, q, k, v), dense_attention(q, k, v))
+    assert after_selection.stats[0].selection_ms > 0.0
 
 
 def test_auto_frame_layers_are_dense_below_the_crossover(monkeypatch: pytest.MonkeyPatch) -> None:
