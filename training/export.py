@@ -79,6 +79,8 @@ def export_weights(folder: Path, output: Path) -> int:
         output,
         metadata={"vggt_config": json.dumps(config["model"]), LONG_SIDE_METADATA: str(side)},
     )
+    # It is made for its owner alone, which an installed package is not.
+    output.chmod(0o644)
     return count
 
 
