@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import attention, flashinfer_peer, model, rows, selection, timing
+from benchmarks import attention, flashinfer_peer, layer, model, rows, selection, timing
 from benchmarks.overlapping_views import Views
 from benchmarks.timing import measure
 from ns_sparseattn.attention import BlockMap
@@ -29,7 +30,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def append(name: str, new: list[dict[str, Any]]) -> Path:
         return rows.append(name, new, tmp_path)
 
-    for module in (attention, model, selection):
+    for module in (attention, layer, model, selection):
         monkeypatch.setattr(module, "append", append)
     return tmp_path
 
@@ -154,6 +155,17 @@ def test_flashinfer_gets_what_the_map_means(monkeypatch: pytest.MonkeyPatch) -> 
     assert "float16" in str(flashinfer_peer.why_not(replace(inputs, q=q.float())))
 
 
+def test_a_layer_that_is_too_short_is_dense_under_auto(results: Path) -> None:
+    options = {"device": "cpu", "photos": (1,), "grid": (8, 9), "heads": 2, "repeats": 1}
+    layer.Bench(**options, dtypes=("float32",), backends=("gather",)).main()
+    measured = rows.read("layer", results)
+    assert [row["asked_density"] for row in measured] == [0.25, 0.9]
+    for row in measured:
+        assert row["tokens"] == 8 * 9 + 5
+        assert (row["used"], row["density"]) == ("sdpa", 1.0)
+        assert min(row["dense_ms"], row["auto_ms"], row["first_ms"]) > 0
+
+
 def test_random_lists_are_as_long_as_the_selected_ones() -> None:
     generator = torch.Generator().manual_seed(7)
     selected = BlockMap.from_mask(torch.rand(1, 2, 4, 20, generator=generator) < 0.3)
@@ -205,6 +217,34 @@ def test_memory_is_sampled_where_no_peak_is_kept(monkeypatch: pytest.MonkeyPatch
             time.sleep(0.01)
         del held
     assert 0.2 < memory.peak_gib < 0.3
+
+
+def test_passes_of_a_model_are_compared_and_none_is_begun_too_late(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = {"density 0.1": (20e3, 10e3, 0.1), "dense": (90e3, 80e3, 1.0)}
+    kernels = {"fast": nullcontext(), "slow": nullcontext()}
+    monkeypatch.setattr(model, "_dense_kernels", lambda device: kernels)
+
+    def measure_plan(self: Any, network: Any, photos: Any, plan: str, device: Any) -> Any:
+        total_ms, attention_ms, density = measured[plan]
+        common = {"frames": 3, "plan": plan, "backends": [], "selection_ms": 0.0, "peak_gib": 0.0}
+        times = {"total_ms": total_ms, "attention_ms": attention_ms, "mean_density": density}
+        return common | times
+
+    monkeypatch.setattr(model.Bench, "_measure", measure_plan)
+    bench = model.Bench(plans=("density 0.1", "dense"))
+    photos, device = torch.zeros(3, 1), torch.device("cpu")
+    network: Any = None
+    # The first dense pass may last 20 s and nine times the 10 s of attention.
+    for minutes, expected in ((1.8, ["density 0.1"]), (1.9, ["density 0.1", "dense", "dense"])):
+        deadline = time.monotonic() + 60 * minutes
+        found = list(bench._rows(network, photos, device, deadline))
+        assert [row["plan"] for row in found] == expected
+    assert "No time left for dense slow at 3 photos." in capsys.readouterr().out
+    model._add_speed_ups(found)
+    assert [row["total_speed_up"] for row in found] == [4.5, 1.0, 1.0]
+    assert [row["attention_speed_up"] for row in found] == [8.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(
