@@ -24,7 +24,7 @@ class MatchOptions:
     max_feature_size: int = 3200
     """Photos with a longer side than this are searched for features at this size, pixels. COLMAP's
     default for SIFT; bounds time and memory."""
-    pairs_per_image: int = 8
+    pairs_per_image: int = 7
     """Photos that each photo is matched with, chosen by predicted overlap; `full` doubles it."""
     min_overlap: float = 0.1
     """Pairs with a smaller predicted overlap are not matched unless nothing else ties the photos
@@ -166,6 +166,7 @@ FAST_ROUNDS = (
         refine_distortion=True,
         points_per_image=500,
         tolerance=1e-5,
+        skipped_below_px=0.25,
     ),
     # A thousand of the longest tracks in an image leave poses as right as all tracks do
     # (docs/refinement.md), in a third of the time.

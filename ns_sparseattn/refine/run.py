@@ -36,7 +36,7 @@ from .features import ReadRgb, extract_features
 from .given import NOTHING_GIVEN, Given, Held
 from .mapping import map_from_matches
 from .matching import find_partners, match_pairs
-from .options import RefineOptions
+from .options import RefineOptions, Round
 from .pairs import propose_pairs, sample_surface
 from .points import read_tracks
 from .register import register_images
@@ -348,13 +348,14 @@ def _adjust(
     placed: tuple[int, ...] = ()
     *first, joining, last = options.rounds
     for settings in first:
-        if not steps or steps[-1].error_px >= settings.skipped_below_px:
+        if not _is_done(steps, settings):
             steps.append(run_round(model, settings, options))
     for settings in (joining, last):
         waiting = tuple(index for index in doubtful if index not in placed)
         if waiting:
             placed += register_images(model, waiting, settings, options)
-        steps.append(run_round(model, settings, options))
+        if waiting or not _is_done(steps, settings):
+            steps.append(run_round(model, settings, options))
     finish(model, last, options)
     return tuple(steps), placed
 
@@ -366,6 +367,11 @@ def _num_groups(pairs: Sequence[tuple[int, int]], num_images: int) -> int:
         old, new = group[second], group[first]
         group = [new if member == old else member for member in group]
     return sum(count > 1 for count in Counter(group).values())
+
+
+def _is_done(steps: list[Step], settings: Round) -> bool:
+    """Whether the rounds before have left a round nothing to do."""
+    return bool(steps) and steps[-1].error_px < settings.skipped_below_px
 
 
 def _is_useless(audit: Audit) -> bool:
