@@ -155,7 +155,7 @@ def _refinement(options: RefineOptions) -> RefineOptions | None:
     """Return the options of refinement without those that change no scene."""
     if options.refine == "none":
         return None
-    match = dataclasses.replace(options.match, match_threads=0)
+    match = dataclasses.replace(options.match, match_threads=0, match_device="auto")
     return dataclasses.replace(options, accept_untrusted=False, match=match)
 
 

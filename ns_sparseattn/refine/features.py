@@ -48,6 +48,17 @@ def num_threads(options: MatchOptions) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def uses_gpu(options: MatchOptions) -> bool:
+    """Whether features and matching run on a GPU."""
+    return options.match_device == "auto" and bool(import_pycolmap().has_cuda)
+
+
+def device_of(options: MatchOptions) -> Any:
+    """Return pycolmap's name of the device of features and matching."""
+    device = import_pycolmap().Device
+    return device.cuda if uses_gpu(options) else device.cpu
+
+
 def feature_type(features: FeatureName) -> Any:
     """Return pycolmap's name of a feature."""
     return getattr(import_pycolmap().FeatureExtractorType, _TYPES[features])
@@ -98,7 +109,7 @@ def extract_features(
             image_names=names,
             reader_options=pictures,
             extraction_options=settings,
-            device=pycolmap.Device.cpu,
+            device=device_of(options),
         )
         done += len(names)
         if progress is not None:
@@ -155,7 +166,7 @@ def _extraction_options(options: MatchOptions) -> Any:
     settings = import_pycolmap().FeatureExtractionOptions()
     settings.type = feature_type(options.features)
     settings.num_threads = num_threads(options)
-    settings.use_gpu = False
+    settings.use_gpu = uses_gpu(options)
     settings.max_image_size = options.max_feature_size
     settings.sift.max_num_features = options.max_features
     return settings
@@ -165,7 +176,7 @@ def _check_offered(settings: Any, options: MatchOptions) -> None:
     """Raise `ReconstructionError` if this pycolmap cannot find such features."""
     pycolmap = import_pycolmap()
     try:
-        pycolmap.FeatureExtractor.create(settings, pycolmap.Device.cpu)
+        pycolmap.FeatureExtractor.create(settings, device_of(options))
     except RuntimeError as error:
         raise ReconstructionError(
             f"pycolmap {pycolmap.__version__} offers no {options.features} features here "

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..export.colmap import import_pycolmap
 from .database import open_database, working_name
-from .features import matcher_type, num_threads
+from .features import device_of, matcher_type, num_threads, uses_gpu
 from .options import MatchOptions
 
 Pair = tuple[int, int]
@@ -40,7 +40,7 @@ def match_pairs(database_path: Path, pairs: Iterable[Pair], options: MatchOption
     settings = pycolmap.FeatureMatchingOptions()
     settings.type = matcher_type(options.features)
     settings.num_threads = num_threads(options)
-    settings.use_gpu = False
+    settings.use_gpu = uses_gpu(options)
     verification = pycolmap.TwoViewGeometryOptions()
     verification.ransac.random_seed = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -54,7 +54,7 @@ def match_pairs(database_path: Path, pairs: Iterable[Pair], options: MatchOption
             matching_options=settings,
             pairing_options=pairing,
             verification_options=verification,
-            device=pycolmap.Device.cpu,
+            device=device_of(options),
         )
 
 

@@ -42,6 +42,9 @@ class MatchOptions:
     for others."""
     partners_per_image: int = 10
     """Photos that a photo whose predicted place fails is matched with."""
+    match_device: Literal["auto", "cpu"] = "auto"
+    """auto: features and matching on the GPU if pycolmap was built with CUDA, which the wheels on
+    PyPI are not. cpu: never."""
     match_threads: int = 0
     """CPU threads of features, matching and adjustment; 0 takes all cores."""
 
