@@ -145,62 +145,66 @@ def block_sparse_forward(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((batch, heads, num_q), dtype=torch.float32, device=q.device)
     parts = _Parts.empty(q, num_q - num_listed_q * lists.block_q, num_parts)
+    num_whole = None
     if key_mask is not None:
         key_mask = key_mask.contiguous()
+        num_whole = _leading_whole_blocks(key_mask, lists.block_k, num_listed_k)
     means = None if coarse is None else _PaddedMeans.of(coarse, q.dtype, small_k)
     num_units = batch * heads * (lists.num_full_q_blocks * num_parts + num_listed_q)
-    _attend_kernel[(num_units * (lists.block_q // tile_q),)](
-        q.contiguous(),
-        k.contiguous(),
-        v.contiguous(),
-        out,
-        lse,
-        None if parts is None else parts.out,
-        None if parts is None else parts.lse,
-        lists.row_offsets,
-        lists.columns,
-        schedule.order,
-        key_mask,
-        None if key_mask is None else _leading_whole_blocks(key_mask, lists.block_k, num_listed_k),
-        None if means is None else means.keys,
-        None if means is None else means.values,
-        None if means is None else means.bias,
-        head_size**-0.5 * _LOG2_E,
-        batch * heads,
-        heads,
-        num_q,
-        num_k,
-        num_listed_q,
-        lists.num_full_q_blocks,
-        num_listed_k,
-        num_k_blocks,
-        num_parts,
-        **_constants(
-            HEAD_SIZE=head_size,
-            BLOCK_Q=lists.block_q,
-            BLOCK_K=lists.block_k,
-            TILE_Q=tile_q,
-            SMALL_K=small_k,
-            HAS_ORDER=schedule.order is not None,
-            HAS_KEY_MASK=key_mask is not None,
-            HAS_COARSE=coarse is not None,
-            IS_SPLIT=parts is not None,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-        ),
-    )
-    if parts is not None:
-        num_full_tokens = parts.lse.shape[-1]
-        _merge_kernel[(batch * heads * math.ceil(num_full_tokens / _MERGED_QUERIES),)](
-            parts.out,
-            parts.lse,
+    # Triton launches on the current device, which may be another one.
+    with torch.cuda.device_of(q):
+        _attend_kernel[(num_units * (lists.block_q // tile_q),)](
+            q.contiguous(),
+            k.contiguous(),
+            v.contiguous(),
             out,
             lse,
+            None if parts is None else parts.out,
+            None if parts is None else parts.lse,
+            lists.row_offsets.contiguous(),
+            lists.columns.contiguous(),
+            schedule.order,
+            key_mask,
+            num_whole,
+            None if means is None else means.keys,
+            None if means is None else means.values,
+            None if means is None else means.bias,
+            head_size**-0.5 * _LOG2_E,
+            batch * heads,
+            heads,
             num_q,
-            num_full_tokens,
+            num_k,
+            num_listed_q,
+            lists.num_full_q_blocks,
+            num_listed_k,
+            num_k_blocks,
             num_parts,
-            **_constants(HEAD_SIZE=head_size, TILE=_MERGED_QUERIES, num_warps=4),
+            **_constants(
+                HEAD_SIZE=head_size,
+                BLOCK_Q=lists.block_q,
+                BLOCK_K=lists.block_k,
+                TILE_Q=tile_q,
+                SMALL_K=small_k,
+                HAS_ORDER=schedule.order is not None,
+                HAS_KEY_MASK=key_mask is not None,
+                HAS_COARSE=coarse is not None,
+                IS_SPLIT=parts is not None,
+                num_warps=config.num_warps,
+                num_stages=config.num_stages,
+            ),
         )
+        if parts is not None:
+            num_full_tokens = parts.lse.shape[-1]
+            _merge_kernel[(batch * heads * math.ceil(num_full_tokens / _MERGED_QUERIES),)](
+                parts.out,
+                parts.lse,
+                out,
+                lse,
+                num_q,
+                num_full_tokens,
+                num_parts,
+                **_constants(HEAD_SIZE=head_size, TILE=_MERGED_QUERIES, num_warps=4),
+            )
     return out, lse
 
 

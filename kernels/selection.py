@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import selection_config
+from .devices import why_not_on
 
 MAX_HEAD_SIZE = 128
 _SIZES = ("num_heads", "num_rows", "num_columns")
@@ -41,7 +42,7 @@ class SelectionMemory:
     """
 
     means: int
-    """Pooled queries and keys, float32."""
+    """Pooled queries and keys, float32, and the copies of them that the kernels read."""
     rows: int
     """Thresholds, counts and starts of the rows."""
     columns: int
@@ -67,12 +68,12 @@ def selection_memory(
     Example:
         >>> memory = selection_memory(2**20, num_heads=16, head_size=64, density=0.1)
         >>> round(memory.total / 2**30, 2)
-        0.9
+        0.99
     """
     num_rows = num_heads * -(-num_tokens // block_q)
     num_columns = -(-num_tokens // block_k)
     return SelectionMemory(
-        means=4 * head_size * (num_rows + num_heads * num_columns),
+        means=2 * 4 * head_size * (num_rows + num_heads * num_columns),
         # Two thresholds, ties and count of 4 bytes; the count again and the start of 8 bytes.
         rows=num_rows * (4 * 4 + 2 * 8),
         columns=4 * num_rows * max(round(density * num_columns), 1),
@@ -122,33 +123,35 @@ def select_columns(
     sizes = (heads, num_rows, num_columns)
     constants = _constants(head_size, num_lists)
     grid = (batch * heads * -(-num_rows // constants["TILE_ROWS"]),)
-    _threshold_kernel[grid](
-        *pooled,
-        torch.tensor(mass if mass is not None else [0.0] * heads, device=device).float(),
-        torch.tensor(least, dtype=torch.int32, device=device),
-        torch.tensor(most, dtype=torch.int32, device=device),
-        low,
-        high,
-        ties,
-        counts,
-        *sizes,
-        **constants,
-        **{"HAS_MASS": mass is not None, "MAX_PASSES": _MAX_PASSES},
-    )
-    row_counts = counts.long()
-    row_ends = row_counts.cumsum(0)
-    columns = torch.empty(int(row_ends[-1]), dtype=torch.int32, device=device)
-    _emit_kernel[grid](*pooled, low, high, ties, row_counts, row_ends, columns, *sizes, **constants)
+    # Triton launches on the current device, which may be another one.
+    with torch.cuda.device_of(q_means):
+        _threshold_kernel[grid](
+            *pooled,
+            torch.tensor(mass if mass is not None else [0.0] * heads, device=device).float(),
+            torch.tensor(least, dtype=torch.int32, device=device),
+            torch.tensor(most, dtype=torch.int32, device=device),
+            low,
+            high,
+            ties,
+            counts,
+            *sizes,
+            **constants,
+            **{"HAS_MASS": mass is not None, "MAX_PASSES": _MAX_PASSES},
+        )
+        row_counts = counts.long()
+        row_ends = row_counts.cumsum(0)
+        columns = torch.empty(int(row_ends[-1]), dtype=torch.int32, device=device)
+        found = (low, high, ties, row_counts, row_ends)
+        _emit_kernel[grid](*pooled, *found, columns, *sizes, **constants)
     return row_counts, columns
 
 
 def why_not(means: Tensor) -> str | None:
     """Say in one sentence why these kernels cannot select from such means; none if they can."""
     is_interpreted = not isinstance(_threshold_kernel, triton.JITFunction)
-    if means.device.type != "cuda" and not is_interpreted:
-        return f"The kernels run on CUDA devices only, not on {means.device.type}."
-    if means.device.type == "cuda" and torch.cuda.get_device_capability(means.device) < (8, 0):
-        return "The kernels need tensor cores for tf32: compute capability 8.0 or later."
+    lacks = why_not_on(means.device, is_interpreted=is_interpreted)
+    if lacks is not None:
+        return lacks
     if means.dtype != torch.float32:
         return f"The kernels take float32 means, these are {means.dtype}."
     if means.shape[3] > MAX_HEAD_SIZE:

@@ -81,6 +81,8 @@ def compile_all() -> Iterator[Compiled]:
     for capability in (_AMPERE, _HOPPER):
         yield compile_forward(capability, 32, "bf16", has_all=True)
     yield compile_forward(_HOPPER, 64, "fp16", has_all=True)
+    # What a network of few tokens uses, see `BlockSparsePolicy.block_k`.
+    yield compile_forward(_AMPERE_CONSUMER, 32, "bf16", has_all=True, blocks=(32, 16))
     yield compile_forward(_AMPERE_CONSUMER, 64, "fp32", has_all=True)
     yield compile_forward(_HOPPER, 128, "fp32", has_all=True)
     yield from compile_selection(_AMPERE_CONSUMER, 128, num_rows=1)
@@ -88,16 +90,22 @@ def compile_all() -> Iterator[Compiled]:
 
 
 def compile_forward(
-    capability: tuple[int, int], head_size: int, dtype: str, *, has_all: bool
+    capability: tuple[int, int],
+    head_size: int,
+    dtype: str,
+    *,
+    has_all: bool,
+    blocks: tuple[int, int] = (128, 64),
 ) -> Compiled:
     """Compile the forward kernel as the table says, with every feature or with none."""
     config = configs.forward_config(capability, head_size, _DTYPES[dtype])
+    block_q, block_k = blocks
     constants: dict[str, Any] = {
         "HEAD_SIZE": head_size,
-        "BLOCK_Q": 128,
-        "BLOCK_K": 64,
-        "TILE_Q": config.tile_q,
-        "SMALL_K": config.small_k,
+        "BLOCK_Q": block_q,
+        "BLOCK_K": block_k,
+        "TILE_Q": min(config.tile_q, block_q),
+        "SMALL_K": min(config.small_k, block_k),
         **dict.fromkeys(_FLAGS, has_all),
     }
     if not has_all:
@@ -109,7 +117,9 @@ def compile_forward(
         constants,
         options,
         capability,
-        f"{dtype} {head_size} {'all' if has_all else 'none'}",
+        f"{dtype} {head_size} {'all' if has_all else 'none'}"
+        if blocks == (128, 64)
+        else f"{dtype} {head_size} blocks-{block_q}-{block_k}",
     )
 
 

@@ -105,7 +105,7 @@ def test_each_score_costs_one_exponential(compiled: list[dict[str, Any]]) -> Non
 
     for x in _only(compiled, kernel="attend"):
         dtype, size, flags = x["variant"].split()
-        if dtype == "fp32":
+        if dtype == "fp32" or flags.startswith("blocks"):
             continue
         config = forward_config(tuple(x["capability"]), int(size), torch.bfloat16)
         # Whole blocks, ragged ones, and the coarse term; in each, one a query for the rescaling.

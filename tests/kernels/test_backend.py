@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 
-from ns_sparseattn.attention import BlockMap, block_sparse_attention, why_not
+from ns_sparseattn.attention import BlockMap, block_sparse_attention, select_blocks, why_not
 from ns_sparseattn.attention.backends import triton
 
 
@@ -45,6 +47,49 @@ def test_a_cpu_is_named() -> None:
     q = torch.zeros(1, 1, 16, 64)
     with pytest.raises(ValueError, match="The triton backend cannot run here: .*CUDA"):
         block_sparse_attention(q, q, q, _map(), backend="triton")
+
+
+@pytest.mark.usefixtures("has_triton")
+@pytest.mark.parametrize(
+    ("capability", "hip", "words"),
+    [
+        ((7, 5), None, "compute capability 8.0 or later, this GPU has 7.5"),
+        ((9, 4), "6.4", "made for NVIDIA GPUs"),
+        ((12, 0), None, None),
+    ],
+)
+def test_gpus_that_cannot_run_the_kernels_are_named(
+    capability: tuple[int, int],
+    hip: str | None,
+    words: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ns_sparseattn.kernels.devices import why_not_on
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    reason = why_not_on(torch.device("cuda", 1), is_interpreted=False)
+    assert reason is None if words is None else words in str(reason)
+
+
+@pytest.mark.usefixtures("interpreter_once")
+def test_kernels_are_launched_on_the_device_of_their_tensors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # With two GPUs the current one need not be that of the tensors.
+    entered: list[torch.Tensor] = []
+
+    @contextmanager
+    def device_of(tensor: torch.Tensor) -> Iterator[None]:
+        entered.append(tensor)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    q = torch.ones(1, 1, 200, 32)
+    block_map = select_blocks(q, q, max_density=0.5)
+    assert entered.pop().shape == (1, 1, 2, 32)
+    block_sparse_attention(q, q, q, block_map, backend="triton")
+    assert entered == [q]
 
 
 def test_a_missing_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

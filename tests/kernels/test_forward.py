@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -295,6 +296,24 @@ def test_repeated_calls_and_other_batch_slots_give_the_same_bits() -> None:
     assert all(torch.equal(a[1:], b) for a, b in zip(first, alone, strict=True))
 
 
+@pytest.mark.parametrize("coarse", [False, True])
+def test_nan_reaches_exactly_the_queries_that_see_it(coarse: bool) -> None:
+    # The last key block is ragged, so the other loop is walked as well.
+    q, k, v = (_tokens(1, 2, n, 32, seed=n) for n in (256, 250, 251))
+    v = v[:, :, :250].contiguous()
+    mask = torch.ones(1, 2, 2, 4, dtype=torch.bool)
+    mask[0, 1, 0, 1] = mask[0, 1, 0, 3] = False
+    q[0, 0, 5, 7] = float("nan")
+    k[0, 1, 100, 0] = v[0, 1, 249, 3] = float("nan")
+    out, lse = _attend(q, k, v, BlockMap.from_mask(mask), coarse=coarse)
+    is_bad = torch.zeros(1, 2, 256, dtype=torch.bool)
+    is_bad[0, 0, 5] = True
+    # Means of what is left out are seen as well.
+    is_bad[0, 1, 0 if coarse else 128 :] = True
+    assert torch.equal(out.isnan().any(-1), is_bad)
+    assert torch.equal(lse.isnan(), is_bad)
+
+
 def test_tensors_may_have_any_strides() -> None:
     shape = (1, 2, 200, 200, 32)
     q, k, v = (_tokens(1, 200, 2, 32, seed=seed) for seed in range(3))
@@ -302,6 +321,10 @@ def test_tensors_may_have_any_strides() -> None:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     got = _attend(q, k, v, block_map)
     want = _attend(q.contiguous(), k.contiguous(), v.contiguous(), block_map)
+    assert torch.equal(got[0], want[0])
+    columns = block_map.columns.repeat_interleave(2)[::2]
+    assert not columns.is_contiguous()
+    got = _attend(q, k, v, replace(block_map, columns=columns))
     assert torch.equal(got[0], want[0])
 
 
@@ -334,7 +357,7 @@ def _sparse_file(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tens
     return torch.from_file(str(path), shared=True, size=numbers, dtype=dtype).reshape(shape)
 
 
-@pytest.mark.parametrize("name", ["tiny", "nosink", "vggt_model_cdf90"])
+@pytest.mark.parametrize("name", ["tiny", "nosink", "vggt_model_cdf90", "pi3_model_ratio50"])
 def test_published_masks_give_what_gather_gives(name: str) -> None:
     arrays = np.load(GOLDEN / f"block_mask_{name}.npz")
     masks = {x.tobytes(): x for key, x in arrays.items() if key.startswith("mask_")}

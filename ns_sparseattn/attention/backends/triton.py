@@ -20,10 +20,12 @@ def why_not(inputs: AttentionInputs) -> str | None:
     if missing is not None:
         return missing
     from ...kernels import forward
+    from ...kernels.devices import why_not_on
 
     q, block_map = inputs.q, inputs.block_map
-    if q.device.type != "cuda" and not forward.is_interpreted():
-        return f"The kernels run on CUDA devices only, not on {q.device.type}."
+    lacks = why_not_on(q.device, is_interpreted=forward.is_interpreted())
+    if lacks is not None:
+        return lacks
     if q.dtype not in forward.DTYPES:
         return f"The kernels take float16, bfloat16 and float32, the inputs are {q.dtype}."
     if q.shape[3] not in forward.HEAD_SIZES:
