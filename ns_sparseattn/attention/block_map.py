@@ -214,6 +214,34 @@ class BlockMap:
         return float(pairs / total) if bool(total) else 1.0
 
     def _listed_pairs(self, q_sizes: Tensor, k_sizes: Tensor) -> Tensor:
+        """Sum the token pairs of all lists."""
+        pairs = self._listed_pairs_of_whole_blocks(q_sizes, k_sizes)
+        return self._listed_pairs_entry_by_entry(q_sizes, k_sizes) if pairs is None else pairs
+
+    def _listed_pairs_of_whole_blocks(self, q_sizes: Tensor, k_sizes: Tensor) -> Tensor | None:
+        """Sum the token pairs from the lengths of the lists alone, which may be far fewer.
+
+        Returns:
+            The sum; none if blocks other than the last that holds keys lack some, or blocks
+            without keys are listed.
+        """
+        if self.columns.numel() == 0:
+            return q_sizes.new_zeros(())
+        sizes = k_sizes[:, : self.num_listed_k_blocks]  # [B, C]
+        ids = torch.arange(sizes.shape[1], device=sizes.device)
+        last = torch.where(sizes > 0, ids, -1).amax(-1)  # [B]
+        is_whole = (sizes == self.block_k) | (ids >= last[:, None])
+        # The ids of a list ascend.
+        ends = self.columns[(self.row_offsets[1:] - 1).clamp_min(0)].long()
+        ends = ends.reshape(self.counts.shape).masked_fill(self.counts == 0, -1)  # [B, H, R]
+        last = last[:, None, None]
+        if not bool(is_whole.all() & (ends <= last).all()):
+            return None
+        missing = self.block_k - sizes.gather(1, last[:, :, 0].clamp_min(0))[..., None]  # [B, 1, 1]
+        keys = self.counts * self.block_k - (ends == last) * (self.counts > 0) * missing
+        return (q_sizes[:, None, : self.num_listed_q_blocks] * keys).sum()
+
+    def _listed_pairs_entry_by_entry(self, q_sizes: Tensor, k_sizes: Tensor) -> Tensor:
         """Sum the token pairs of all lists, in pieces: lists may fill much of the memory."""
         pairs = torch.zeros((), dtype=torch.float64, device=self.columns.device)
         rows_of_batch = self.num_heads * self.num_listed_q_blocks

@@ -45,6 +45,40 @@ def test_density_counts_token_pairs(
     assert density == pytest.approx(want, abs=1e-9)
 
 
+@pytest.mark.parametrize("num_missing", [0, 30, 64, 100, 7 * 64 - 1, 7 * 64])
+def test_pairs_are_counted_by_the_lengths_of_lists_where_the_last_block_alone_is_ragged(
+    num_missing: int,
+) -> None:
+    # Padding before the two sinks, as the layout has it; lists name blocks with keys alone.
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(2, 3, 4, 9, generator=generator) < 0.5
+    key_mask = torch.ones(2, 9 * 64, dtype=torch.bool)
+    key_mask[1, 7 * 64 - num_missing : 7 * 64] = False
+    mask[1] &= key_mask[1].reshape(9, 64).any(-1)
+    block_map = BlockMap.from_mask(mask, num_full_q_blocks=1, num_sink_k_blocks=2)
+    sizes = [torch.full((2, 4), 128.0, dtype=torch.float64), key_mask.reshape(2, 9, 64).sum(-1)]
+    sizes[0][:, 1] = 17.0
+    quick = block_map._listed_pairs_of_whole_blocks(sizes[0], sizes[1].double())
+    slow = block_map._listed_pairs_entry_by_entry(sizes[0], sizes[1].double())
+    assert quick is not None
+    assert float(quick) == float(slow)
+
+
+def test_pairs_are_counted_one_by_one_where_any_block_may_be_ragged() -> None:
+    key_mask = torch.ones(1, 4 * 64, dtype=torch.bool)
+    queries = torch.full((1, 2), 128.0, dtype=torch.float64)
+    everything = BlockMap.from_mask(torch.ones(1, 1, 2, 4, dtype=torch.bool))
+    # A hole in the first block, then a last block that is listed and has no key.
+    for hole in (slice(3, 4), slice(3 * 64, 4 * 64)):
+        masked = key_mask.clone()
+        masked[:, hole] = False
+        keys = masked.reshape(1, 4, 64).sum(-1).double()
+        assert everything._listed_pairs_of_whole_blocks(queries, keys) is None
+        want = float(masked.sum() / 256)
+        assert everything.density(256, 256, masked) == 1.0
+        assert float(everything._listed_pairs(queries, keys)) == want * 256 * 256
+
+
 def test_lists_of_another_length_are_refused() -> None:
     block_map = BlockMap.from_mask(torch.ones(1, 1, 2, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="`row_offsets` must end with the number of columns"):
