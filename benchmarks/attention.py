@@ -335,14 +335,14 @@ def _lengths(block_map: BlockMap) -> list[int]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return a short table of rows for the terminal."""
     lines = [
-        f"{'tokens':>7} {'dtype':8} {'lists':8} {'density':>7} {'what':14} {'ms':>9} "
+        f"{'tokens':>7} {'dtype':8} {'lists':8} {'density':>7} {'what':19} {'ms':>9} "
         f"{'TFLOP/s':>8} {'speed-up':>8} {'with selection':>14} {'error':>8} {'GiB':>6}"
     ]
     for row in rows:
         what = row["what"] + (" + coarse" if row.get("coarse") else "")
         lines.append(
             f"{row['tokens']:7} {row['dtype']:8} {row['lists']:8} {row.get('density', 1.0):7.3f} "
-            f"{what:14.14} {row['p50_ms']:9.3f} {row['executed_tflops']:8.3f} "
+            f"{what:19.19} {row['p50_ms']:9.3f} {row['executed_tflops']:8.3f} "
             f"{row.get('speed_up', 1.0):8.2f} {row.get('speed_up_with_selection', 1.0):14.2f} "
             f"{row.get('error', 0.0):8.1e} {row['peak_gib']:6.2f}"
         )

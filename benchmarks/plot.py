@@ -26,7 +26,7 @@ Rows = list[dict[str, Any]]
 
 def draw_speed_up(rows: Rows, path: Path) -> None:
     """Draw the speed-up over dense attention by density, one panel for each length and dtype."""
-    sparse = [row for row in rows if row["lists"] == "selected"]
+    sparse = [row for row in rows if row["lists"] == "selected" and not _is_limited(row)]
     panels = sorted({(row["dtype"], row["tokens"]) for row in sparse if row["tokens"] >= 8192})
     figure, all_axes = plt.subplots(
         1, len(panels), figsize=(3.4 * len(panels), 3.2), sharey=True, squeeze=False
@@ -39,6 +39,11 @@ def draw_speed_up(rows: Rows, path: Path) -> None:
     all_axes[0][0].set_ylabel("speed-up over dense attention,\nselection included")
     all_axes[0][-1].legend(fontsize=8)
     _save(figure, path)
+
+
+def _is_limited(row: dict[str, Any]) -> bool:
+    """Return whether a CPU was told to do without what it has for bfloat16."""
+    return row["machine"].get("instructions", "avx512_bf16") != "avx512_bf16"
 
 
 def _draw_panel(axes: Axes, rows: Rows) -> None:

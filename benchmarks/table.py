@@ -8,10 +8,10 @@ A table stands between two comments that name it, ``<!-- table NAME -->`` and ``
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks import accuracy_tables
+from benchmarks import accuracy_tables, refine_tables
 from benchmarks.machine import REPOSITORY
 from benchmarks.markdown import markdown, table
 from benchmarks.rows import read
@@ -20,13 +20,20 @@ from ns_sparseattn.models.weight_set import WeightSet
 
 Rows = list[dict[str, Any]]
 
-DOCUMENTS = ("README.md", "docs/accuracy.md", "docs/attention.md")
+DOCUMENTS = (
+    "README.md",
+    "benchmarks/README.md",
+    "docs/accuracy.md",
+    "docs/attention.md",
+    "docs/refinement.md",
+)
 """Documents with tables."""
-_TABLE = re.compile(r"(<!-- table (\w+) -->\n).*?(\n<!-- end of table -->)", flags=re.DOTALL)
+_TABLE = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
 
 
 def process_table(rows: Rows) -> str:
-    """The whole command: what it takes of memory, and of time where nothing else ran."""
+    """The whole command with networks of the published size: memory, and time if measured alone."""
+    rows = [row for row in rows if row["weights"] == "seeded"]
     lines = []
     for row in rows:
         kind = "dense" if row["mean_density"] == 1.0 else f"density {row['mean_density']:.2f}"
@@ -47,25 +54,46 @@ def process_table(rows: Rows) -> str:
     return markdown(head, lines, rows)
 
 
+_LONG = 8192
+"""Tokens from which the operation's rows are in the table; the others say where `auto` begins."""
+
+
 def attention_table(rows: Rows) -> str:
-    """The operation on selected lists, speed-up over the fastest dense attention."""
+    """The operation on selected lists beside the fastest dense attention of the same run."""
+    long = [row for row in rows if row["tokens"] >= _LONG]
+
+    def kind(row: dict[str, Any]) -> tuple[str, ...]:
+        machine = row["machine"]
+        return machine.get("instructions", machine["device"]), row["dtype"], f"{row['tokens']}"
+
+    dense: dict[tuple[str, ...], float] = {}
+    sparse: dict[tuple[str, ...], dict[bool, dict[str, Any]]] = {}
+    for row in long:
+        if row["lists"] == "dense":
+            dense[kind(row)] = min(dense.get(kind(row), float("inf")), row["p50_ms"])
+        elif row["lists"] == "selected":
+            key = (*kind(row), f"{row['density']:.2f}", row["what"])
+            sparse.setdefault(key, {})[row["coarse"]] = row
     lines = [
         (
-            f"{row['tokens']}",
-            row["dtype"],
-            f"{row.get('density', 1.0):.2f}",
-            row["what"] + (" + coarse" if row.get("coarse") else ""),
-            f"{row['p50_ms']:.0f}",
-            f"{row['executed_tflops']:.2f}",
-            f"{row['speed_up']:.1f}" if "speed_up" in row else "1.0",
-            f"{row['speed_up_with_selection']:.1f}" if "speed_up" in row else "",
-            f"{row['error']:.1e}" if "error" in row else "",
+            *key[:4],
+            f"{dense[key[:3]]:.0f}",
+            key[4],
+            f"{plain['p50_ms']:.0f}",
+            f"{plain['speed_up']:.1f}",
+            f"{with_coarse['speed_up_with_selection']:.1f}",
+            f"{max(plain['error'], with_coarse['error']):.1e}",
         )
-        for row in rows
-        if row["lists"] in ("dense", "selected")
+        for key, by_coarse in sparse.items()
+        for plain, with_coarse in [(by_coarse[False], by_coarse[True])]
     ]
-    head = "tokens|dtype|density|what|ms|TFLOP/s executed|speed-up|with selection|error"
-    return markdown(head, lines, rows)
+    head = "instructions|dtype|tokens|density|dense ms|backend|ms|speed-up|with selection"
+    return markdown(f"{head} and coarse|error", sorted(lines, key=_by_numbers), long)
+
+
+def _by_numbers(cells: Sequence[str]) -> tuple[str, str, int, float, str]:
+    instructions, dtype, tokens, density, _, backend = cells[:6]
+    return instructions, dtype, int(tokens), -float(density), backend
 
 
 def model_table(rows: Rows) -> str:
@@ -123,6 +151,7 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "model": ("model", model_table),
     "selection": ("selection", selection_table),
     **accuracy_tables.TABLES,
+    **refine_tables.TABLES,
 }
 """Tables by name: the results file that they are made of, and how."""
 
@@ -172,7 +201,7 @@ def fill(document: str) -> str:
         else:
             results, of_rows = TABLES[name]
             made = of_rows(read(results))
-        return f"{found[1]}\n{made}\n{found[3]}"
+        return f"{found[1]}\n{made}\n\n{found[3]}"
 
     return _TABLE.sub(make, document)
 
