@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m benchmarks.model``: a whole forward pass of VGGT, dense and sparse, in one run.
+"""``python -m benchmarks.model``: a whole forward pass of a network, dense and sparse, in one run.
 
-The network has the published size and seeded weights: the arithmetic of a plan with given densities
-does not depend on the weights. Dense attention runs with each of torch's kernels that the device
-has; on a GPU torch's flash kernel is FlashAttention-2, the peer that publications quote, and cuDNN
-is usually the fastest. Speed-ups are over the fastest of them.
+The network, VGGT-1B unless another is named, has the published size and seeded weights: the
+arithmetic of a plan with given densities does not depend on the weights. Dense attention runs with
+each of torch's kernels that the device has; on a GPU torch's flash kernel is FlashAttention-2, the
+peer that publications quote, and cuDNN is usually the fastest. Speed-ups are over the fastest of
+them.
 
 A plan is ``dense``, ``density 0.25``, ``frames 9 + density 0.1`` (the first nine global layers
 within frames), or the name of a preset.
@@ -13,14 +14,14 @@ within frames), or the name of a preset.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.machine import describe
@@ -28,8 +29,14 @@ from benchmarks.rows import append
 from benchmarks.timing import measure
 from ns_sparseattn.attention import AttentionPlan, FramePolicy
 from ns_sparseattn.models.compute import InferenceOptions, Precision
-from ns_sparseattn.models.seeded import make_seeded_vggt
-from ns_sparseattn.models.vggt import VGGT, VGGTOutput
+from ns_sparseattn.models.mapanything_config import MapAnythingConfig
+from ns_sparseattn.models.pi3_config import Pi3Config, Pi3XConfig
+from ns_sparseattn.models.seeded import (
+    make_seeded_mapanything,
+    make_seeded_pi3,
+    make_seeded_pi3x,
+    make_seeded_vggt,
+)
 from ns_sparseattn.models.vggt_config import VGGTConfig
 
 _CUDA_KERNELS = {
@@ -38,10 +45,49 @@ _CUDA_KERNELS = {
 }
 
 
+ModelName = Literal["vggt", "pi3", "pi3x", "mapanything"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network of the published size, and the tokens of its global layers."""
+
+    build: Callable[[], nn.Module]
+    num_special: int
+    """Tokens of a photo beside its patches."""
+    num_trailing: int = 0
+    """Tokens of no photo."""
+
+    def num_tokens(self, num_photos: int, size: tuple[int, int]) -> int:
+        """Return the tokens of photos of a height and width, in patches of 14 pixels."""
+        num_patches = (size[0] // 14) * (size[1] // 14)
+        return num_photos * (self.num_special + num_patches) + self.num_trailing
+
+
+NETWORKS: dict[ModelName, Network] = {
+    "vggt": Network(
+        build=lambda: make_seeded_vggt(VGGTConfig()), num_special=VGGTConfig().num_special
+    ),
+    "pi3": Network(
+        build=lambda: make_seeded_pi3(Pi3Config()), num_special=Pi3Config().num_registers
+    ),
+    "pi3x": Network(
+        build=lambda: make_seeded_pi3x(Pi3XConfig()), num_special=Pi3XConfig().num_registers
+    ),
+    "mapanything": Network(
+        build=lambda: make_seeded_mapanything(MapAnythingConfig()),
+        num_special=MapAnythingConfig().num_special,
+        num_trailing=1,
+    ),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bench:
     """Time the whole network under several plans."""
 
+    model: ModelName = "vggt"
+    """Which network, in its published size."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Where to run."""
     frames: tuple[int, ...] = (8,)
@@ -64,7 +110,7 @@ class Bench:
         """Measure, append the rows, print a table last."""
         deadline = time.monotonic() + 60 * self.minutes
         device = torch.device(self.device)
-        model = make_seeded_vggt(VGGTConfig()).to(device)
+        model = NETWORKS[self.model].build().to(device)
         rows: list[dict[str, Any]] = []
         for num_frames in self.frames:
             photos = _photos(num_frames, self.size, device)
@@ -76,7 +122,7 @@ class Bench:
         print(table(rows))
 
     def _rows(
-        self, model: VGGT, photos: Tensor, device: torch.device, deadline: float
+        self, model: nn.Module, photos: Tensor, device: torch.device, deadline: float
     ) -> Iterator[dict[str, Any]]:
         done: list[dict[str, Any]] = []
         for plan_name in self.plans:
@@ -95,11 +141,11 @@ class Bench:
                 yield row
 
     def _measure(
-        self, model: VGGT, photos: Tensor, plan_name: str, device: torch.device
+        self, model: nn.Module, photos: Tensor, plan_name: str, device: torch.device
     ) -> dict[str, Any]:
-        plan = parse_plan(plan_name)
+        plan = parse_plan(plan_name, self.model)
         options = InferenceOptions(precision=self.precision)
-        outputs: list[VGGTOutput] = []
+        outputs: list[Any] = []
 
         def forward() -> None:
             outputs[:] = [model(photos, plan=plan, options=options)]
@@ -108,10 +154,10 @@ class Bench:
         timing = measure(forward, device, repeats=self.repeats, warm_up=0)
         layers = outputs[0].attention
         return {
-            "model": "vggt",
+            "model": self.model,
             "frames": len(photos),
             "size": list(self.size),
-            "tokens": len(photos) * (5 + self.size[0] * self.size[1] // 196),
+            "tokens": NETWORKS[self.model].num_tokens(len(photos), self.size),
             "plan": plan_name,
             "backends": sorted({layer.backend for layer in layers}),
             "precision": self.precision,
@@ -147,8 +193,8 @@ def _add_speed_ups(rows: list[dict[str, Any]]) -> None:
             row[f"{part}_speed_up"] = round(min(dense) / row[f"{part}_ms"], 3)
 
 
-def parse_plan(name: str) -> AttentionPlan:
-    """Return the plan that a name stands for; see the module's description."""
+def parse_plan(name: str, model: ModelName = "vggt") -> AttentionPlan:
+    """Return the plan of a model that a name stands for; see the module's description."""
     *frames, last = name.split(" + ")
     early = int(frames[0].removeprefix("frames ")) if frames else 0
     if last == "dense":
@@ -156,7 +202,7 @@ def parse_plan(name: str) -> AttentionPlan:
     elif last.startswith("density "):
         plan = AttentionPlan.block_sparse(density=float(last.removeprefix("density ")))
     else:
-        plan = AttentionPlan.preset("vggt", last)
+        plan = AttentionPlan.preset(model, last)
     layers = {**plan.layers, **dict.fromkeys(range(early), FramePolicy())}
     return AttentionPlan(default=plan.default, layers=layers, depth=plan.depth)
 

@@ -100,6 +100,7 @@ def model_table(rows: Rows) -> str:
     """Whole forward passes, speed-up over the fastest dense attention of the run."""
     lines = [
         (
+            row["model"],
             f"{row['frames']} at {row['size'][1]} x {row['size'][0]}",
             row["plan"] + (f", {row['kernel']}" if row["kernel"] else ""),
             f"{row['mean_density']:.2f}",
@@ -111,7 +112,7 @@ def model_table(rows: Rows) -> str:
         )
         for row in rows
     ]
-    head = "photos|plan|density|global attention s|speed-up|network s|speed-up|peak GiB"
+    head = "model|photos|plan|density|global attention s|speed-up|network s|speed-up|peak GiB"
     return markdown(head, lines, rows)
 
 

@@ -23,6 +23,14 @@ from ns_sparseattn.attention import BlockMap
 from ns_sparseattn.attention.backends import BACKENDS, Backend, gather
 from ns_sparseattn.attention.backends.inputs import AttentionInputs
 from ns_sparseattn.attention.pooling import CoarseBlocks
+from ns_sparseattn.models.mapanything_config import MapAnythingConfig
+from ns_sparseattn.models.pi3_config import Pi3Config
+from ns_sparseattn.models.seeded import (
+    make_seeded_mapanything,
+    make_seeded_pi3,
+    make_seeded_vggt,
+)
+from ns_sparseattn.models.vggt_config import VGGTConfig
 
 
 @pytest.fixture
@@ -260,6 +268,26 @@ def test_plans_go_by_name(name: str, num_frame_layers: int, default: str) -> Non
     plan = model.parse_plan(name).fitted_to(24)
     policies = [plan.policy(layer).name for layer in range(24)]
     assert policies == ["frame-only"] * num_frame_layers + [default] * (24 - num_frame_layers)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_tokens"), [("vggt", 2082), ("pi3", 2082), ("mapanything", 2075)]
+)
+def test_every_network_runs_as_the_bench_calls_it(
+    name: model.ModelName, num_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (392, 518)
+    assert model.NETWORKS[name].num_tokens(2, size) == num_tokens
+    small = {
+        "vggt": lambda: make_seeded_vggt(VGGTConfig.small()),
+        "pi3": lambda: make_seeded_pi3(Pi3Config.small()),
+        "mapanything": lambda: make_seeded_mapanything(MapAnythingConfig.small()),
+    }
+    bench = model.Bench(model=name, device="cpu", size=(28, 42))
+    photos = torch.rand(2, 3, 28, 42)
+    row = bench._measure(small[name](), photos, "density 0.5", torch.device("cpu"))
+    assert row["model"] == name
+    assert 0 < row["attention_ms"] < row["total_ms"]
 
 
 def test_selection_rows_compare_orders_and_the_coarse_term(results: Path) -> None:
