@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, required=True, help="length of this piece")
     parser.add_argument("--steps", type=int, help="steps of this piece at most")
     parser.add_argument("--budget-minutes", type=float, help="length of the whole run, all pieces")
+    parser.add_argument("--start", type=Path, help="exported weights that a new run begins with")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--threads", type=int, help="threads of the CPU, those of torch if not given"
@@ -76,6 +77,7 @@ def _train(args: argparse.Namespace, crew: Crew) -> str:
             device=device,
             workers=workers,
             crew=crew,
+            start=args.start,
             is_compiled=args.compile,
         )
     except ValueError as error:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ns_sparseattn.models import VGGT
 from ns_sparseattn.models.block import Block
+from ns_sparseattn.models.checkpoint import read_checkpoint
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.codec import Codec
 from training.config import TrainingConfig
@@ -50,10 +51,12 @@ class Trainer:
         device: Where to train.
         workers: Threads that render.
         crew: The processes that train together; each takes its share of every step's scenes.
+        start: Exported weights that a new run begins with, instead of random ones.
         is_compiled: Whether to compile the transformer blocks first.
 
     Raises:
-        ValueError: If the folder's run has another configuration, or its checkpoint is damaged.
+        ValueError: If the folder's run has another configuration, its checkpoint is damaged, or
+            the weights to start from are those of another network.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Trainer:
         device: torch.device,
         workers: int = 1,
         crew: Crew = ALONE,
+        start: Path | None = None,
         is_compiled: bool = False,
     ) -> None:
         self.config, self.folder, self.device, self.crew = config, folder, device, crew
@@ -75,6 +79,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         layers = geometry_layers(config.early_layer, config.model.depth)
         self.heads = PatchHeads(config.model.embed_dim, len(layers))
+        if start is not None:
+            _load_weights(self.model, start)
         self.model.to(device)
         self.heads.to(device)
         self._parameters = dict(
@@ -308,6 +314,17 @@ class Trainer:
 def _codecs(is_exact: bool) -> tuple[Codec, Codec, Codec]:
     """Return how weights, averages and second moments are written."""
     return ("exact", "exact", "exact") if is_exact else ("three_bytes", "linear8", "log8")
+
+
+def _load_weights(model: VGGT, path: Path) -> None:
+    tensors = read_checkpoint(path).tensors
+    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
+    if {name: tensor.shape for name, tensor in tensors.items()} != expected:
+        raise ValueError(
+            f"{path} holds the weights of another network than the one to be trained; give a file "
+            "that `training.export` made of a run with the same sizes."
+        )
+    model.load_state_dict(tensors, strict=False)
 
 
 class _Clock:

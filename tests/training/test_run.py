@@ -207,3 +207,19 @@ def test_scores_are_those_that_the_package_reports() -> None:
     for limit in (5, 30):
         assert area(angles, limit) == pytest.approx(auc(angles, limit))
     assert area(torch.tensor([90.0]), 30) == 0.0
+
+
+def test_a_run_starts_from_exported_weights(whole: Path, tmp_path: Path) -> None:
+    exported = tmp_path / "tiny.safetensors"
+    export_weights(whole, exported)
+    started = Trainer(SMOKE, tmp_path / "new", device=CPU, start=exported)
+    assert started.step == 0
+    found = load_checkpoint(whole)
+    assert found is not None
+    for name, parameter in started.model.named_parameters():
+        average = found[0][f"average/{name}"]
+        torch.testing.assert_close(parameter.detach(), average, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(started.average[name], parameter.detach())
+    other = dataclasses.replace(SMOKE, model=dataclasses.replace(SMOKE.model, num_registers=2))
+    with pytest.raises(ValueError, match="holds the weights of another network"):
+        Trainer(other, tmp_path / "other", device=CPU, start=exported)
