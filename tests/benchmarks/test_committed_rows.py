@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The committed rows are as fast and as exact as is claimed of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.rows import read
+
+SPARSE = [row for row in read("attention") if row["lists"] == "selected"]
+# (dtype, asked density): at least so many times as fast as dense attention, without selection and
+# coarse term.
+SPEED_UPS = {
+    ("bfloat16", 0.25): 5.0,
+    ("bfloat16", 0.1): 12.0,
+    ("float32", 0.25): 3.0,
+    ("float32", 0.1): 7.0,
+}
+LARGEST_ERROR = {"bfloat16": 2e-3, "float32": 1e-6}
+
+
+@pytest.mark.parametrize("tokens", [8192, 16384])
+@pytest.mark.parametrize("what", SPEED_UPS)
+def test_speed_ups_on_a_cpu_that_multiplies_bfloat16(what: tuple[str, float], tokens: int) -> None:
+    found = [
+        row
+        for row in SPARSE
+        if row["what"] == "native"
+        and (row["dtype"], row["asked_density"], row["tokens"]) == (*what, tokens)
+        # Older rows do not name the instructions; they are of such a CPU.
+        and row["machine"].get("instructions", "avx512_bf16") == "avx512_bf16"
+        and not row["coarse"]
+    ]
+    assert found
+    for row in found:
+        assert (row["heads"], row["head_size"], row["machine"]["threads"]) == (16, 64, 2)
+        assert row["speed_up"] >= SPEED_UPS[what]
+
+
+def test_errors() -> None:
+    for row in SPARSE:
+        assert row["error"] <= LARGEST_ERROR[row["dtype"]], row
+
+
+def test_attention_of_the_whole_network_at_a_quarter_of_the_blocks() -> None:
+    found = [
+        row
+        for row in read("model")
+        if (row["plan"], row["frames"], row["machine"]["kind"]) == ("density 0.25", 8, "cpu")
+    ]
+    assert found
+    for row in found:
+        assert row["size"] == [392, 518]
+        assert row["attention_speed_up"] >= 4.0
+        assert row["total_speed_up"] > 1.0
