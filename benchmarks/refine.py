@@ -74,6 +74,8 @@ class Bench:
     """As ``--refine``."""
     threads: int = 2
     """CPU threads, of both."""
+    shared: bool = False
+    """Other work ran on the machine meanwhile; the rows and the table say so."""
 
     def main(self) -> None:
         """Run all sets and cases; print and append the rows."""
@@ -130,6 +132,7 @@ class Bench:
             "contradicts_pycolmap": None
             if peer is None
             else contradiction(peer, start_scene, options.audit) is not None,
+            "shared": self.shared,
             "machine": describe("cpu"),
         }
 

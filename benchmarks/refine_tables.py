@@ -48,10 +48,11 @@ def refine_time_table(rows: Rows) -> str:
                 _seconds(peer["parts_s"], "features", "pairs", "mapper"),
                 f"{row['seconds'] / peer['seconds']:.2f}",
                 f"{row['cpu_s'] / peer['cpu_s']:.2f}",
+                "no" if row.get("shared") else "yes",
             )
         )
     head = "set (photos)|s|of it features / pairs / audit / adjustment|pycolmap s"
-    head += "|of it features / pairs / mapper|share|share of processor time"
+    head += "|of it features / pairs / mapper|share|share of processor time|alone"
     return markdown(head, lines, rows)
 
 

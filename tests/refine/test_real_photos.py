@@ -123,7 +123,9 @@ def test_degraded_photos_are_placed_or_named(
     assert len(result.scene.images) == len(photos)
     confirmed = {name: truth[name] for name in result.after.names("good")}
     assert len(confirmed) >= 9
-    assert error_deg(result, confirmed) < 0.6
+    # Untouched, these photos end at 0.47 degrees from the published poses, which have another
+    # principal point than the middle (docs/refinement.md).
+    assert error_deg(result, confirmed) < 0.8
 
 
 def test_two_places_in_one_folder_are_told_apart_and_each_is_right(
