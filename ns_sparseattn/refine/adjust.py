@@ -35,7 +35,7 @@ _logger = logging.getLogger(__name__)
 _MIN_PRIORS = 3
 """Positions that a similarity needs, by which pycolmap aligns a model with its priors."""
 
-_MAX_POINT_ITERATIONS = 5
+_MAX_POINT_ITERATIONS = 4
 """Of an adjustment that moves points alone, each of which is a small problem of its own."""
 
 _MIN_GAUGE = 2

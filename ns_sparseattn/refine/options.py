@@ -75,7 +75,7 @@ class AuditOptions:
     """Verified matches that make a pair count. COLMAP's default."""
     max_pair_weight: int = 200
     """Matches of a pair that count at most, so that one near-copy does not outvote the others."""
-    max_checked_matches: int = 256
+    max_checked_matches: int = 192
     """Matches of a pair that are looked at, spread evenly; bounds the time."""
     min_agreeing_share: float = 0.3
     """An image is contradicted if a smaller share of its matches agrees with its pose. Wrong poses
@@ -171,14 +171,14 @@ FAST_ROUNDS = (
         tolerance=1e-5,
         skipped_below_px=0.25,
     ),
-    # A thousand of the longest tracks in an image leave poses as right as all tracks do
-    # (docs/refinement.md), in a third of the time.
+    # Hundreds of the longest tracks in an image leave poses as right as all tracks do, in a third
+    # of the time.
     Round(
         max_angle_deg=2.0,
         max_error_px=4.0,
         robust_scale_px=0.25,
         refine_distortion=True,
-        points_per_image=1000,
+        points_per_image=700,
         tolerance=1e-6,
     ),
 )
