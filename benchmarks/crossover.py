@@ -20,10 +20,18 @@ _USEFUL_DENSITY = 0.25
 """A sequence is long enough once this density pays."""
 
 
-def derive(rows: list[dict[str, Any]]) -> dict[str, tuple[int, float]]:
+def derive(
+    rows: list[dict[str, Any]], layers: list[dict[str, Any]]
+) -> dict[str, tuple[int, float]]:
     """Return the least number of tokens and the highest density, by backend and kind of device.
 
-    Backends that never pay are left out.
+    Args:
+        rows: Rows of the operation.
+        layers: Rows of whole layers: where one lost under ``auto``, re-ordering included, so few
+            tokens are too few.
+
+    Returns:
+        The limits; backends that never pay are left out.
     """
     found: dict[str, tuple[int, float]] = {}
     sparse = [row for row in rows if row["lists"] == "selected" and row["coarse"]]
@@ -45,8 +53,17 @@ def derive(rows: list[dict[str, Any]]) -> dict[str, tuple[int, float]]:
                 for tokens in long_enough
             }
             bounds = [limits[t] for t in long_enough if limits[t] < highest[t]]
-            found[key] = min(long_enough), min([*bounds, max(highest.values())])
+            min_tokens = _where_no_layer_loses(key, min(long_enough), layers)
+            found[key] = min_tokens, min([*bounds, max(highest.values())])
     return found
+
+
+def _where_no_layer_loses(key: str, min_tokens: int, layers: list[dict[str, Any]]) -> int:
+    """Raise a number of tokens to the first whole layer beyond all those that lost."""
+    of_key = [row for row in layers if f"{row['used']} on {row['machine']['kind']}" == key]
+    lost = [row["tokens"] for row in of_key if row["auto_ms"] * MARGIN > row["dense_ms"]]
+    won = [row["tokens"] for row in of_key if row["tokens"] > max(lost, default=0)]
+    return max(min_tokens, min(won, default=2 * max(lost))) if lost else min_tokens
 
 
 def _key(row: dict[str, Any]) -> str:
@@ -65,5 +82,5 @@ def _highest_paying_density(rows: list[dict[str, Any]]) -> float:
 
 
 if __name__ == "__main__":
-    for name, (min_tokens, max_density) in derive(read("attention")).items():
+    for name, (min_tokens, max_density) in derive(read("attention"), read("layer")).items():
         print(f"{name}: min_tokens={min_tokens}, max_density={max_density:g}")

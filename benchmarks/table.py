@@ -64,7 +64,9 @@ def attention_table(rows: Rows) -> str:
 
     def kind(row: dict[str, Any]) -> tuple[str, ...]:
         machine = row["machine"]
-        return machine.get("instructions", machine["device"]), row["dtype"], f"{row['tokens']}"
+        # Older rows of CPUs do not say; they are of one with AVX512-BF16. GPUs have none.
+        default = "avx512_bf16" if machine["kind"] == "cpu" else machine["device"]
+        return machine.get("instructions", default), row["dtype"], f"{row['tokens']}"
 
     dense: dict[tuple[str, ...], float] = {}
     sparse: dict[tuple[str, ...], dict[bool, dict[str, Any]]] = {}

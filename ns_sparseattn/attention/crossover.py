@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From where on block-sparse attention is faster than dense attention, per kind of device.
 
-The numbers come from ``python -m benchmarks.attention``, which prints them; where a kind of device
+The numbers come from the rows of ``python -m benchmarks.attention`` and ``benchmarks.layer``, by
+``python -m benchmarks.crossover``; where a kind of device
 was not measured, a cautious estimate stands in and says so.
 """
 
@@ -32,8 +33,8 @@ _ESTIMATE = Crossover(
 _CPU_ROWS = "python -m benchmarks.crossover, from rows of an AMD EPYC with AVX512-BF16, two cores."
 
 CROSSOVERS: dict[str, Crossover] = {
-    "gather on cpu": Crossover(min_tokens=2048, max_density=0.25, source=_CPU_ROWS),
-    "native on cpu": Crossover(min_tokens=1024, max_density=0.75, source=_CPU_ROWS),
+    "gather on cpu": Crossover(min_tokens=4164, max_density=0.25, source=_CPU_ROWS),
+    "native on cpu": Crossover(min_tokens=2082, max_density=0.75, source=_CPU_ROWS),
 }
 """By backend and device type, as `ns_sparseattn.attention.backends` names them."""
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.rows import read
+from ns_sparseattn.attention.crossover import crossover
 
 SPARSE = [row for row in read("attention") if row["lists"] == "selected"]
 # (dtype, asked density): at least so many times as fast as dense attention, without selection and
@@ -35,6 +36,40 @@ def test_speed_ups_on_a_cpu_that_multiplies_bfloat16(what: tuple[str, float], to
     for row in found:
         assert (row["heads"], row["head_size"], row["machine"]["threads"]) == (16, 64, 2)
         assert row["speed_up"] >= SPEED_UPS[what]
+
+
+@pytest.mark.parametrize(("density", "speed_up"), [(0.25, 5.0), (0.1, 9.0)])
+def test_speed_ups_without_a_compiler(density: float, speed_up: float) -> None:
+    found = [
+        row["speed_up"]
+        for row in SPARSE
+        if (row["what"], row["dtype"], row["asked_density"]) == ("gather", "bfloat16", density)
+        and (row["tokens"], row["coarse"]) == (8192, False)
+        and row["machine"].get("instructions") == "avx512_bf16"
+    ]
+    assert found
+    assert min(found) >= speed_up
+
+
+def test_without_bfloat16_time_is_at_most_in_proportion_to_density() -> None:
+    found = [
+        row
+        for row in SPARSE
+        if (row["what"], row["coarse"]) == ("native", False)
+        and row["machine"].get("instructions") == "avx2"
+    ]
+    assert {row["asked_density"] for row in found} >= {0.1, 0.25, 0.5}
+    assert {row["dtype"] for row in found} == {"float32", "bfloat16"}
+    for row in found:
+        assert 1 / row["speed_up"] <= row["density"] + 0.1, row
+
+
+def test_a_layer_under_auto_is_hardly_ever_slower_than_dense() -> None:
+    for row in read("layer"):
+        limits = crossover(row["used"], row["machine"]["kind"])
+        # What was measured before the limits were drawn from it would be dense now.
+        if row["used"] != "sdpa" and row["tokens"] >= limits.min_tokens:
+            assert row["auto_ms"] <= 1.05 * row["dense_ms"], row
 
 
 def test_errors() -> None:
