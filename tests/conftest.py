@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# Before any test imports pycolmap: see `ns_sparseattn.export.colmap.import_pycolmap`.
+import PIL.Image  # noqa: F401
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]

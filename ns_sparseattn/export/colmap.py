@@ -40,6 +40,9 @@ def import_pycolmap() -> Any:
     Raises:
         ReconstructionError: If it is missing or older than version 4.
     """
+    # Both bring a zlib. Where pycolmap's comes first (4.2.1), Pillow crashes on writing PNG files.
+    import PIL.Image  # noqa: F401
+
     try:
         import pycolmap
     except ImportError as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,3 +246,17 @@ def test_cut_off_file_is_noticed(
     monkeypatch.setattr(pycolmap.Reconstruction, "write_binary", write_short)
     with pytest.raises(OSError, match="is the disk full"):
         write_colmap(make_scene(frames), tmp_path)
+
+
+def test_pictures_can_be_written_after_pycolmap_was_loaded() -> None:
+    script = (
+        "import io\n"
+        "from ns_sparseattn.export.colmap import import_pycolmap\n"
+        "import_pycolmap()\n"
+        "from PIL import Image\n"
+        "for _ in range(20):\n"
+        "    Image.effect_noise((400, 300), 90).save(io.BytesIO(), 'PNG')\n"
+    )
+    command = [sys.executable, "-c", script]
+    finished = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr[-2000:]
