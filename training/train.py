@@ -24,8 +24,14 @@ from training.trainer import Trainer
 STARTED = time.monotonic()
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Read the command line and train."""
+def main(arguments: list[str] | None = None, *, started: float | None = None) -> None:
+    """Read the command line and train.
+
+    Args:
+        arguments: Those of the command line, if not given.
+        started: `time.monotonic` when the piece began, if before now.
+    """
+    started = time.monotonic() if started is None else started
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", choices=sorted(CONFIGS), help="which run")
     parser.add_argument("--resume", type=Path, required=True, help="folder of the run")
@@ -43,20 +49,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--compile", action="store_true", help="compile blocks: a slow start")
     args = parser.parse_args(arguments)
     if args.processes == 1:
-        print(_train(args, ALONE))
+        print(_train(args, ALONE, started))
         return
     with tempfile.TemporaryDirectory() as folder:
-        spawn(_train_in_crew, (args, Path(folder) / "meeting"), nprocs=args.processes)
+        spawn(_train_in_crew, (args, Path(folder) / "meeting", started), nprocs=args.processes)
 
 
-def _train_in_crew(rank: int, args: argparse.Namespace, meeting_point: Path) -> None:
+def _train_in_crew(
+    rank: int, args: argparse.Namespace, meeting_point: Path, started: float
+) -> None:
     crew = join(rank, args.processes, meeting_point)
-    message = _train(args, crew)
+    message = _train(args, crew, started)
     if crew.is_first:
         print(message)
 
 
-def _train(args: argparse.Namespace, crew: Crew) -> str:
+def _train(args: argparse.Namespace, crew: Crew, started: float) -> str:
     """Train for a piece; return what to say at its end."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("training").setLevel(logging.INFO)
@@ -82,11 +90,11 @@ def _train(args: argparse.Namespace, crew: Crew) -> str:
         )
     except ValueError as error:
         raise SystemExit(f"training: {error}") from error
-    reason = trainer.run(minutes=args.minutes, started=STARTED, max_steps=args.steps)
+    reason = trainer.run(minutes=args.minutes, started=started, max_steps=args.steps)
     return (
         f"Stopped at step {trainer.step}, {100 * trainer.progress:.1f} % of the budget: {reason}."
     )
 
 
 if __name__ == "__main__":
-    main()
+    main(started=STARTED)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from ..models.mapanything_geometry import prepare_geometry, rotation_to_xyzw
 from ..models.priors import FramePrior, check_priors
 from ..models.ray_intrinsics import least_squares_intrinsics
 from .golden_file import Check, GoldenFile, GoldenKind
+from .last_network import keep_last
 from .published_masks import published_mask
 from .recipe import fill_weights, make_depth, make_images, make_intrinsics, make_pose
 
@@ -71,10 +71,8 @@ def config_from_golden(sizes: dict[str, Any] | str) -> MapAnythingConfig:
     )
 
 
-@functools.lru_cache(maxsize=1)
+@keep_last
 def _build(sizes_json: str, tag: str, conv_gain: float) -> MapAnything:
-    # Files that share weights follow each other, and filling the published size takes most of a
-    # minute.
     with torch.device("meta"):
         model = MapAnything(config_from_golden(json.loads(sizes_json)))
     fill_weights(model, tag, conv_gain)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from ..models.pi3_config import Pi3Config, Pi3XConfig
 from ..models.pi3x import Pi3X
 from ..models.ray_intrinsics import least_squares_intrinsics
 from .golden_file import Check, GoldenFile, GoldenKind
+from .last_network import keep_last
 from .recipe import fill_weights, make_depth, make_images, make_intrinsics, make_pose
 
 # Perturbing every weight by one float32 rounding moves tokens by up to 3e-6 of their RMS, and what
@@ -77,10 +77,8 @@ def build_pi3(golden: GoldenFile, *, is_pi3x: bool = False) -> Pi3 | Pi3X:
     return _build(json.dumps(stated["config"]), golden.tag, stated["conv_gain"], is_pi3x)
 
 
-@functools.lru_cache(maxsize=1)
+@keep_last
 def _build(sizes_json: str, tag: str, conv_gain: float, is_pi3x: bool) -> Pi3 | Pi3X:
-    # Files that share weights follow each other, and filling the published size takes most of a
-    # minute.
     config = config_from_golden(json.loads(sizes_json), is_pi3x=is_pi3x)
     with torch.device("meta"):
         model = Pi3X(config) if isinstance(config, Pi3XConfig) else Pi3(config)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +14,7 @@ from ..models.compute import InferenceOptions
 from ..models.vggt import VGGT, VGGTOutput
 from ..models.vggt_config import VGGTConfig
 from .golden_file import Check, GoldenFile, GoldenKind
+from .last_network import keep_last
 from .recipe import fill_weights, make_images
 
 # Perturbing every weight by one float32 rounding moves tokens, depth and poses by up to 3e-6 of
@@ -51,10 +51,8 @@ def build_vggt(golden: GoldenFile) -> VGGT:
     return _build(json.dumps(stated["config"]), golden.tag, stated["conv_gain"])
 
 
-@functools.lru_cache(maxsize=1)
+@keep_last
 def _build(sizes_json: str, tag: str, conv_gain: float) -> VGGT:
-    # Files that share weights follow each other, and filling the published size takes most of a
-    # minute.
     with torch.device("meta"):
         model = VGGT(config_from_golden(json.loads(sizes_json)))
     fill_weights(model, tag, conv_gain)
