@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processes that train one network together, each on its share of the scenes of every step.
 
-On a CPU two processes of one thread are faster than one of two: small layers do not fill two cores,
-and nothing waits within a layer.
+They meet once a step, when gradients are averaged. Threads of one process would meet in every
+layer, and the layers of a small network are short.
 """
 
 from __future__ import annotations

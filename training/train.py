@@ -48,6 +48,8 @@ def main(arguments: list[str] | None = None, *, started: float | None = None) ->
     )
     parser.add_argument("--compile", action="store_true", help="compile blocks: a slow start")
     args = parser.parse_args(arguments)
+    if args.processes < 1:
+        parser.error(f"--processes must be at least 1, got {args.processes}")
     if args.processes == 1:
         print(_train(args, ALONE, started))
         return

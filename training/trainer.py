@@ -324,7 +324,7 @@ def _load_weights(model: VGGT, path: Path) -> None:
             f"{path} holds the weights of another network than the one to be trained; give a file "
             "that `training.export` made of a run with the same sizes."
         )
-    model.load_state_dict(tensors, strict=False)
+    model.load_state_dict(tensors)
 
 
 class _Clock:

@@ -91,6 +91,13 @@ def test_weights_stay_the_same_in_all_processes(tmp_path: Path) -> None:
     assert not torch.equal(first[name], start[name])
 
 
+def test_the_command_wants_a_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["smoke", "--resume", str(tmp_path), "--minutes", "5", "--processes", "0"])
+    assert "--processes must be at least 1, got 0" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_command_trains_with_two_processes(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
