@@ -211,6 +211,8 @@ def _call_of(name: str, inputs: AttentionInputs) -> Callable[[], Tensor] | None:
         reason = backend.why_not(inputs)
 
         def prepare(inputs: AttentionInputs) -> Callable[[], Tensor]:
+            # As in a model; the dense peers do not return it either.
+            inputs = replace(inputs, needs_lse=False)
             return lambda: backend.run(inputs)[0]
 
     if reason is None:

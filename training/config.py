@@ -30,6 +30,10 @@ class TrainingConfig:
     """Views of each scene for which depth and points are computed."""
     layer_scale: float = 0.3
     """First value of the factors of all residual branches. Large networks begin with 0.01."""
+    optimizer: Literal["adamw", "muon"] = "muon"
+    """What takes the steps of the matrices inside transformer blocks; all else has AdamW."""
+    hidden_rate: float = 6.0
+    """Learning rate of Muon's matrices, in units of that of the schedule."""
     weight_decay: float = 0.05
     """Of matrices; vectors do not decay."""
     betas: tuple[float, float] = (0.9, 0.98)

@@ -30,6 +30,7 @@ from training.heldout import Score, make_held_out, score
 from training.log import append_row
 from training.losses import total_loss
 from training.network import PatchHeads, geometry_layers, make_network, run_network
+from training.optimizer import MixedOptimizer
 from training.pool import ScenePool
 from training.targets import make_targets
 from training.world import Views
@@ -89,7 +90,14 @@ class Trainer:
         self.average = {
             name: parameter.detach().clone() for name, parameter in self.model.named_parameters()
         }
-        self.optimizer = self._make_optimizer()
+        self.optimizer = MixedOptimizer(
+            self._parameters,
+            kind=config.optimizer,
+            learning_rate=config.schedule.learning_rate,
+            hidden_rate=config.hidden_rate,
+            weight_decay=config.weight_decay,
+            betas=config.betas,
+        )
         self._resume()
         self.dtype = torch.bfloat16 if config.precision == "bf16" else None
         options = dataclasses.replace(config.generator.options, workers=workers)
@@ -191,10 +199,8 @@ class Trainer:
             dtype=self.dtype,
         )
         loss, parts = total_loss(output, targets, dense_frames, self.heads, shift, config.loss)
-        rate = config.schedule.rate(self.progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.set_rate(config.schedule.rate(self.progress))
+        self.optimizer.zero_grad()
         loss.backward()
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         # All processes go by the clock of the first, or some would stop before others.
@@ -237,19 +243,6 @@ class Trainer:
         for name, average in self.average.items():
             average.lerp_(self._parameters[f"model.{name}"], 1.0 - decay)
 
-    def _make_optimizer(self) -> torch.optim.AdamW:
-        matrices = [p for p in self._parameters.values() if p.ndim >= 2]
-        vectors = [p for p in self._parameters.values() if p.ndim < 2]
-        return torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": self.config.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=self.config.schedule.learning_rate,
-            betas=self.config.betas,
-            fused=True,
-        )
-
     def save(self) -> None:
         """Write a checkpoint."""
         is_exact = self.config.checkpoint == "full"
@@ -257,11 +250,11 @@ class Trainer:
         tensors: dict[str, tuple[Tensor, Codec]] = {}
         for name, parameter in self._parameters.items():
             tensors[f"weights/{name}"] = (parameter, weights)
-            moments = self.optimizer.state.get(parameter)
-            if moments:
-                tensors[f"second/{name}"] = (moments["exp_avg_sq"], second)
-                if is_exact:
-                    tensors[f"first/{name}"] = (moments["exp_avg"], "exact")
+            moments = self.optimizer.moments(parameter)
+            if "second" in moments:
+                tensors[f"second/{name}"] = (moments["second"], second)
+            if "first" in moments and is_exact:
+                tensors[f"first/{name}"] = (moments["first"], "exact")
         for name, average in self.average.items():
             # Averages are close to the weights: what separates them needs few digits.
             offset = average if is_exact else average - self._parameters[f"model.{name}"]
@@ -284,14 +277,12 @@ class Trainer:
         self.evaluated_s = state["evaluated_s"]
         for name, parameter in self._parameters.items():
             parameter.copy_(tensors[f"weights/{name}"])
-            if f"second/{name}" in tensors:
-                # Compact checkpoints leave the first moments out: they come back within steps.
-                first = tensors.get(f"first/{name}", torch.zeros_like(parameter))
-                self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(self.step), device=self.device),
-                    "exp_avg": first.to(self.device),
-                    "exp_avg_sq": tensors[f"second/{name}"].to(self.device),
-                }
+            moments = {
+                moment: tensors[f"{moment}/{name}"]
+                for moment in ("first", "second")
+                if f"{moment}/{name}" in tensors
+            }
+            self.optimizer.restore(parameter, moments, self.step)
         for name, average in self.average.items():
             offset = tensors[f"average/{name}"].to(self.device)
             average.copy_(

@@ -99,8 +99,20 @@ def block_sparse_attention(
         >>> block_sparse_attention(q, q, q, block_map).shape
         torch.Size([1, 2, 256, 64])
     """
-    done = attend_to_blocks(q, k, v, block_map, backend=backend, key_mask=key_mask, coarse=coarse)
-    return (done.out, done.lse) if return_lse else done.out
+    done = attend_to_blocks(
+        q,
+        k,
+        v,
+        block_map,
+        backend=backend,
+        key_mask=key_mask,
+        coarse=coarse,
+        needs_lse=return_lse,
+    )
+    if not return_lse:
+        return done.out
+    assert done.lse is not None
+    return done.out, done.lse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +120,8 @@ class Attended:
     """What the operation returned, and what computed it."""
 
     out: Tensor  # [B, H, Nq, D]
-    lse: Tensor  # [B, H, Nq]
+    lse: Tensor | None  # [B, H, Nq]
+    """None at most where it was not asked for."""
     backend: str
     """The backend that ran; never ``auto``."""
 
@@ -122,9 +135,10 @@ def attend_to_blocks(
     backend: BackendName = "auto",
     key_mask: Tensor | None = None,  # [B, Nk] bool
     coarse: bool = False,
+    needs_lse: bool = False,
 ) -> Attended:
     """As `block_sparse_attention`; also says which backend ran."""
-    inputs = _checked(q, k, v, block_map, key_mask, coarse)
+    inputs = _checked(q, k, v, block_map, key_mask, coarse, needs_lse)
     name = _choose(backend, inputs)
     # The types above are a contract: a caller's autocast must not change those inside a backend.
     with torch.autocast(q.device.type, enabled=False):
@@ -209,6 +223,7 @@ def _checked(
     block_map: BlockMap,
     key_mask: Tensor | None,
     coarse: bool,
+    needs_lse: bool = True,
 ) -> AttentionInputs:
     """Return the inputs of a backend, or raise as `block_sparse_attention` says."""
     check_tensor("q", q, ("B", "H", "Nq", "D"), is_floating=True)
@@ -236,4 +251,5 @@ def _checked(
         block_map=block_map,
         key_mask=key_mask,
         coarse=CoarseBlocks.of(k, v, block_map, key_mask) if coarse else None,
+        needs_lse=needs_lse,
     )

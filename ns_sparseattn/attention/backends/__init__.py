@@ -2,9 +2,10 @@
 """What can compute `block_sparse_attention`.
 
 A backend is a module with ``run(inputs)``, which returns the output ``[B, H, Nq, D]`` in q's dtype
-and the natural log-sum-exp ``[B, H, Nq]`` in the accumulation dtype, and ``why_not(inputs)``, which
-returns a sentence when it cannot run such inputs here. A new one is entered in `BACKENDS`, its name
-in `BackendName`, and its place among the others in `PREFERENCES`; nothing above changes.
+and the natural log-sum-exp ``[B, H, Nq]`` in the accumulation dtype, which may be none where it is
+not needed, and ``why_not(inputs)``, which returns a sentence when it cannot run such inputs here. A
+new one is entered in `BACKENDS`, its name in `BackendName`, and its place among the others in
+`PREFERENCES`; nothing above changes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ BackendName = Literal["auto", "reference", "gather", "native", "triton", "flex",
 class Backend:
     """How to run a backend, and a sentence for when it cannot."""
 
-    run: Callable[[AttentionInputs], tuple[Tensor, Tensor]]
+    run: Callable[[AttentionInputs], tuple[Tensor, Tensor | None]]
     why_not: Callable[[AttentionInputs], str | None]
     """Why it cannot run such inputs here; none if it can."""
     what_is_missing: Callable[[], str | None] = lambda: None

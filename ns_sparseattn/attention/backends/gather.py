@@ -2,10 +2,11 @@
 """Block-sparse attention in plain torch: gather the listed key blocks, then dense products.
 
 Correct on every device and dtype, and the one backend with a gradient; the work is proportional to
-the blocks kept. Rows are handled in order of their list length, so that a batch of rows wastes
-little on padding. Products and softmax run in float32 for 16-bit inputs as well: torch's products
-of bfloat16 on a CPU round the scores to bfloat16, which alone makes a relative error of 4e-3. Where
-the CPU multiplies bfloat16, its inputs are still multiplied as such (`fast_products`).
+the blocks kept. Rows are handled in order of their list length, in batches of one length where that
+makes batches of some size: then nothing is padded and nothing masked. Products and softmax run in
+float32 for 16-bit inputs as well: torch's products of bfloat16 on a CPU round their result, which
+in the scores alone makes a relative error of 4e-3 (and in the weights one of 1.6e-3 more).
+`fast_products` makes them faster where the inputs are bfloat16.
 
 Axes: ``B`` batch, ``H`` heads, ``R`` rows (query blocks) of a batch, ``L`` list entries, ``M``
 queries of a block, ``T`` keys of a block, ``C`` blocks of pooled keys, ``D`` head size.
@@ -26,9 +27,9 @@ from ..threads import map_in_threads
 from .cpu_products import fast_products
 from .inputs import AttentionInputs
 
-_SCORES_PER_BATCH = {"cpu": 1 << 18, "cuda": 1 << 24}
-"""Scores held at once: 1 MiB in float32, a core's cache, on a CPU; 64 MiB on a GPU, where no
-other size was tried."""
+_SCORES_PER_BATCH = {"cpu": 1 << 19, "cuda": 1 << 24}
+"""Scores held at once: 2 MiB in float32 on a CPU, where half of it costs 5 to 10 % more time and
+twice as much hardly less; 64 MiB on a GPU, where no other size was tried."""
 
 
 def why_not(inputs: AttentionInputs) -> str | None:
@@ -36,7 +37,7 @@ def why_not(inputs: AttentionInputs) -> str | None:
     return None
 
 
-def run(inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
+def run(inputs: AttentionInputs) -> tuple[Tensor, Tensor | None]:
     """Compute the operation as `ns_sparseattn.attention.backends.reference.run` defines it."""
     q, block_map = inputs.q, inputs.block_map
     batch, heads, num_q, head_size = q.shape
@@ -44,8 +45,10 @@ def run(inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
     k_blocks = _to_blocks(inputs.k, block_map.num_k_blocks, block_map.block_k)  # [B, H, NK, T, D]
     v_blocks = _to_blocks(inputs.v, block_map.num_k_blocks, block_map.block_k)
     exists = _key_exists(inputs)  # [B, NK, T]
-    out = torch.full(q_blocks.shape, float("nan"), dtype=q.dtype, device=q.device)
-    lse = torch.full(out.shape[:4], float("nan"), dtype=inputs.accumulate, device=q.device)
+    out = torch.empty(q_blocks.shape, dtype=q.dtype, device=q.device)
+    lse = None
+    if inputs.needs_lse:
+        lse = torch.empty(out.shape[:4], dtype=inputs.accumulate, device=q.device)
     has_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, inputs.k, inputs.v))
     is_buffered = q.device.type == "cpu" and not has_gradient
     workspaces = threading.local()
@@ -67,17 +70,20 @@ def run(inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
             exists=exists[b],
             is_whole=None if bool(is_whole.all()) else is_whole,
             log_counts=None if inputs.coarse is None else inputs.coarse.log_counts[b],
+            needs_lse=inputs.needs_lse,
         )
         attended = [_attend(head, *batch, workspaces.own) for batch in lists.batches()]
-        place = lists.order.argsort()
-        for whole, parts in zip((out, lse), zip(*attended, strict=True), strict=True):
-            whole[b, h] = torch.cat(parts).index_select(0, place)
+        out[b, h].index_copy_(0, lists.order, torch.cat([x for x, _ in attended]).to(q.dtype))
+        if lse is not None:
+            lse[b, h].index_copy_(
+                0, lists.order, torch.cat([x for _, x in attended if x is not None])
+            )
 
     slots = [(b, h) for b in range(batch) for h in range(heads)]
     with torch.set_grad_enabled(has_gradient), fast_products(q):
         map_in_threads(attend_with, slots, q.device)
     out = out.reshape(batch, heads, -1, head_size)[:, :, :num_q]
-    return out, lse.reshape(batch, heads, -1)[:, :, :num_q]
+    return out, None if lse is None else lse.reshape(batch, heads, -1)[:, :, :num_q]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +102,7 @@ class _Head:
     """Blocks whose keys all exist; none if that is all of them."""
     log_counts: Tensor | None  # [num_listed]
     """Logarithm of the number of keys that a pooled key stands for; none without coarse term."""
+    needs_lse: bool
 
 
 @dataclass(kw_only=True)
@@ -140,7 +147,7 @@ def _attend(
     columns: Tensor,  # [R, L]
     listed: Tensor | None,  # [R, L] bool
     space: _Workspace,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Attend with some query blocks; return output ``[R, M, D]`` and log-sum-exp ``[R, M]``."""
     q = head.q[rows]
     num_rows, num_queries, head_size = q.shape
@@ -156,7 +163,7 @@ def _attend(
         columns = torch.cat([columns, pooled.expand(num_rows, -1)], dim=1)
     if columns.shape[1] == 0:
         out = torch.zeros_like(q)
-        return out, out.new_full(out.shape[:2], float("-inf"))
+        return out, out.new_full(out.shape[:2], float("-inf")) if head.needs_lse else None
 
     def gather(name: str, blocks: Tensor) -> Tensor:
         """Return ``[R, K, D]``."""
@@ -180,17 +187,18 @@ def _attend(
             bias, (0, scores.shape[2] - num_entries * block - bias.shape[1]), value=float("-inf")
         )
         scores[:, :, num_entries * block :] += bias[:, None]
-    peak = scores.amax(-1)
+    peak = scores.amax(-1) if head.needs_lse or keep is not None or bias is not None else None
     # In place on a CPU: the scores are not needed again.
     weights = torch.softmax(scores, -1, out=None if memory is None else scores)
     # The largest weight is exp(peak - lse), so this saves a pass with exponentials.
-    lse = peak - weights.amax(-1).log()
+    lse = peak - weights.amax(-1).log() if head.needs_lse and peak is not None else None
     if keep is not None or bias is not None:
+        assert peak is not None
         has_no_key = peak.isneginf()
         if bool(has_no_key.any()):
             # Softmax over nothing is NaN; it is defined to give zeros and minus infinity.
             weights = weights.masked_fill(has_no_key[..., None], 0.0)
-            lse = lse.masked_fill(has_no_key, float("-inf"))
+            lse = None if lse is None else lse.masked_fill(has_no_key, float("-inf"))
     return torch.bmm(weights, gather("v", head.v)), lse
 
 
@@ -230,67 +238,73 @@ class _HeadLists:
     order: Tensor  # [NQ]
     """Query blocks as they are handled: by the length of their lists; full rows last."""
     columns: Tensor  # [nnz]
-    """Listed key blocks of all rows, as the map has them."""
-    starts: list[int]
-    """Where the list of each row of `order` begins among them."""
+    """Key blocks of all listed rows in that order, sinks included."""
     lengths: list[int]
-    """Its length."""
+    """How many of them each listed row has, ascending."""
 
     @classmethod
     def of(cls, block_map: BlockMap, batch_slot: int, head: int) -> _HeadLists:
         """Take the lists of a head."""
         num_rows = block_map.num_listed_q_blocks
         first_row = (batch_slot * block_map.num_heads + head) * num_rows
-        offsets = block_map.row_offsets[first_row : first_row + num_rows + 1]
+        offsets = block_map.row_offsets[first_row : first_row + num_rows + 1].long()
         lengths, order = offsets.diff().sort(stable=True)
-        full_rows = torch.arange(num_rows, block_map.num_q_blocks, device=order.device)
+        device = order.device
+        sinks = torch.arange(block_map.num_listed_k_blocks, block_map.num_k_blocks, device=device)
+        rows = torch.repeat_interleave(lengths)
+        slots = torch.arange(len(rows), device=device)
+        # From where an entry comes, and where it goes behind the sinks of the rows before.
+        ends = lengths.cumsum(0)
+        source = slots + (offsets[order] - (ends - lengths))[rows]
+        columns = block_map.columns.new_empty(len(rows) + num_rows * len(sinks), dtype=torch.int64)
+        columns[slots + rows * len(sinks)] = block_map.columns[source].long()
+        if len(sinks):
+            last = ends + torch.arange(num_rows, device=device) * len(sinks)
+            columns[last[:, None] + torch.arange(len(sinks), device=device)] = sinks
+        full_rows = torch.arange(num_rows, block_map.num_q_blocks, device=device)
         return cls(
             block_map=block_map,
             order=torch.cat([order, full_rows]),
-            columns=block_map.columns[int(offsets[0]) : int(offsets[-1])].long(),
-            starts=(offsets[order] - offsets[0]).tolist(),
-            lengths=lengths.tolist(),
+            columns=columns,
+            lengths=(lengths + len(sinks)).tolist(),
         )
 
     def batches(self) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         """Yield all rows in batches of at most `_SCORES_PER_BATCH` scores, one row at least.
+
+        A batch also ends where the lists become longer, once it has half as many.
 
         Yields:
             Rows in `order`, their key blocks ``[R, L]`` padded to one length, and which of those
             are real ``[R, L]``, none if all are.
         """
         block_map, device = self.block_map, self.columns.device
-        all_blocks = torch.arange(block_map.num_k_blocks, device=device)
-        sinks = all_blocks[block_map.num_listed_k_blocks :]
         limit = _SCORES_PER_BATCH.get(device.type, _SCORES_PER_BATCH["cuda"])
-        scores_per_entry = block_map.block_q * block_map.block_k
-        num_rows = block_map.num_listed_q_blocks
-        start = 0
-        for end in range(1, num_rows + 1):
-            # Lengths ascend: the next row's list is the longest of a batch that would include it.
-            entries = 0
+        limit //= block_map.block_q * block_map.block_k
+        num_rows, start, first_entry, num_entries = len(self.lengths), 0, 0, 0
+        for end, length in enumerate(self.lengths, start=1):
+            num_entries += length
             if end < num_rows:
-                entries = (end + 1 - start) * (self.lengths[end] + len(sinks))
-            if end == num_rows or entries * scores_per_entry > limit:
-                columns, listed = self._padded(start, end)
-                if len(sinks):
-                    columns = torch.cat([columns, sinks.expand(end - start, -1)], dim=1)
-                    listed = None if listed is None else F.pad(listed, (0, len(sinks)), value=True)
-                yield slice(start, end), columns, listed
-                start = end
+                # Lengths ascend: the next row's list is the longest of a batch that includes it.
+                next_length = self.lengths[end]
+                is_full = (end + 1 - start) * next_length > limit
+                if not is_full and (next_length == length or 2 * (end - start) * length < limit):
+                    continue
+            entries = self.columns[first_entry : first_entry + num_entries]
+            yield slice(start, end), *self._padded(entries, self.lengths[start:end])
+            start, first_entry, num_entries = end, first_entry + num_entries, 0
+        all_blocks = torch.arange(block_map.num_k_blocks, device=device)
         for row in range(num_rows, block_map.num_q_blocks):
             yield slice(row, row + 1), all_blocks[None], None
 
-    def _padded(self, start: int, end: int) -> tuple[Tensor, Tensor | None]:
-        """Return the lists of some rows, padded to one length, and which entries are real."""
-        longest, device = self.lengths[end - 1], self.columns.device
-        if end - start == 1:
-            first = self.starts[start]
-            return self.columns[None, first : first + longest], None
-        slots = torch.arange(longest, device=device)
-        positions = torch.tensor(self.starts[start:end], device=device)[:, None] + slots
-        if self.lengths[start] == longest:
-            return self.columns[positions], None
-        lengths = torch.tensor(self.lengths[start:end], device=device)
-        is_listed = slots < lengths[:, None]  # [R, L]
-        return self.columns[positions.where(is_listed, 0)].where(is_listed, 0), is_listed
+    @staticmethod
+    def _padded(entries: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor | None]:
+        """Return lists that follow each other, padded to one length, and what is real."""
+        longest = lengths[-1]
+        if lengths[0] == longest:
+            return entries.view(len(lengths), longest), None
+        slots = torch.arange(longest, device=entries.device)
+        is_listed = slots < torch.tensor(lengths, device=entries.device)[:, None]  # [R, L]
+        columns = entries.new_zeros(is_listed.shape)
+        columns[is_listed] = entries
+        return columns, is_listed

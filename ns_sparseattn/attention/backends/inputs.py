@@ -24,6 +24,8 @@ class AttentionInputs:
     """True where a key exists; none if all do."""
     coarse: CoarseBlocks | None = None
     """What the blocks that a row leaves out contribute; none if nothing."""
+    needs_lse: bool = True
+    """Whether the caller wants the log-sum-exp; if not, a backend may return none."""
 
     @property
     def accumulate(self) -> torch.dtype:
