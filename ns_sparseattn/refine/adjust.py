@@ -41,6 +41,10 @@ _MAX_POINT_ITERATIONS = 4
 _MIN_GAUGE = 2
 """Held poses that leave neither place nor scale of a scene open."""
 
+_MIN_THREADED_RESIDUALS = 10_000
+"""Smaller adjustments run in one thread. COLMAP's 50000 leaves a core idle for most of those here,
+each iteration of which takes many milliseconds."""
+
 _MAX_ITERATIONS = 100
 """Of one adjustment: COLMAP's default."""
 
@@ -245,14 +249,19 @@ def triangulate(
 
 def _thin(model: Model, points_per_image: int) -> None:
     """Drop points that are among the longest tracks of no image."""
-    points = model.reconstruction.points3D
-    ids = np.array(sorted(points), dtype=np.int64)
-    images = [np.array([e.image_id for e in points[i].track.elements]) for i in ids.tolist()]
-    lengths = np.array([len(seen) for seen in images], dtype=np.int64)
-    image = np.concatenate(images) if images else np.zeros(0, dtype=np.int64)
-    point = np.repeat(np.arange(len(ids)), lengths)
+    reconstruction = model.reconstruction
+    seen = [
+        np.array(
+            [e.point3D_id for e in reconstruction.image(i).get_observation_points2D()], np.int64
+        )
+        for i in model.image_ids
+    ]
+    counts = np.array([len(ids) for ids in seen], dtype=np.int64)
+    image = np.repeat(np.arange(len(seen)), counts)
+    every = np.concatenate([np.zeros(0, dtype=np.int64), *seen])
+    ids, point, length = np.unique(every, return_inverse=True, return_counts=True)
     # By image, then the longest first, then the point of the smallest id.
-    order = np.lexsort((point, -lengths[point], image))
+    order = np.lexsort((point, -length[point], image))
     starts = np.searchsorted(image[order], image[order])
     is_kept = np.zeros(len(ids), dtype=bool)
     is_kept[point[order[np.arange(len(order)) - starts < points_per_image]]] = True
@@ -340,6 +349,7 @@ def _adjustment_options(settings: Round, options: RefineOptions) -> Any:
     adjustment.print_summary = False
     ceres = adjustment.ceres
     ceres.use_gpu = False
+    ceres.min_num_residuals_for_cpu_multi_threading = _MIN_THREADED_RESIDUALS
     ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
     ceres.loss_function_scale = settings.robust_scale_px
     ceres.solver_options.num_threads = num_threads(options.match)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ReconstructionError
@@ -48,27 +49,29 @@ def read_tracks(reconstruction: Any, scene: Scene) -> Points:
     """
     reconstruction.update_point_3d_errors()
     points = sorted(reconstruction.points3D.items())
-    number = {point_id: index for index, (point_id, _) in enumerate(points)}
-    rows: list[tuple[int, int]] = []
-    pixels: list[np.ndarray] = []
+    ids = np.array([point_id for point_id, _ in points], dtype=np.uint64)
+    images: list[NDArray[np.int64]] = []
+    numbers: list[NDArray[np.int64]] = []
+    pixels: list[NDArray[np.float64]] = []
     for image_id in sorted(reconstruction.reg_image_ids()):
-        seen: set[int] = set()
-        for keypoint in reconstruction.image(image_id).get_observation_points2D():
-            point_id = keypoint.point3D_id
-            if point_id not in seen:
-                seen.add(point_id)
-                rows.append((number[point_id], image_id - 1))
-                pixels.append(keypoint.xy)
-    index = torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)
-    order = (index[:, 0] * len(scene.images) + index[:, 1]).sort().indices
+        keypoints = reconstruction.image(image_id).get_observation_points2D()
+        seen = np.array([keypoint.point3D_id for keypoint in keypoints], dtype=np.uint64)
+        seen, first = np.unique(seen, return_index=True)
+        images.append(np.full(len(seen), image_id - 1))
+        numbers.append(np.searchsorted(ids, seen))
+        xy = np.array([keypoint.xy for keypoint in keypoints], dtype=np.float64)
+        pixels.append(xy.reshape(-1, 2)[first])
+    image = np.concatenate([np.zeros(0, dtype=np.int64), *images])
+    number = np.concatenate([np.zeros(0, dtype=np.int64), *numbers])
+    order = np.lexsort((image, number))
     xyz = np.array([point.xyz for _, point in points], dtype=np.float64).reshape(-1, 3)
     return Points(
         xyz=torch.from_numpy(xyz),
         rgb=torch.zeros(len(points), 3, dtype=torch.uint8),
         error=torch.tensor([point.error for _, point in points], dtype=torch.float64),
-        obs_point=index[order, 0],
-        obs_image=index[order, 1],
-        obs_xy=torch.from_numpy(np.array(pixels, dtype=np.float64).reshape(-1, 2))[order],
+        obs_point=torch.from_numpy(number[order]),
+        obs_image=torch.from_numpy(image[order]),
+        obs_xy=torch.from_numpy(np.concatenate([np.zeros((0, 2)), *pixels])[order]),
     )
 
 

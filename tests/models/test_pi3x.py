@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ns_sparseattn.attention import AttentionPlan, BlockSparsePolicy
 from ns_sparseattn.geometry import quaternion_to_rotation
 from ns_sparseattn.models.compute import InferenceOptions
 from ns_sparseattn.models.pi3_conditions import (
@@ -257,3 +258,15 @@ def test_injections_are_spread_as_published() -> None:
     assert spread_injections(36, 5) == Pi3XConfig().inject_layers
     assert spread_injections(4, 1) == (1,)
     assert spread_injections(2, 2) == (1, 1)
+
+
+@pytest.mark.parametrize("has_priors", [False, True])
+def test_a_plan_that_keeps_all_blocks_is_dense(
+    pi3x: Pi3X, images: Tensor, has_priors: bool
+) -> None:
+    priors = _all_priors() if has_priors else None
+    everything = AttentionPlan(default=BlockSparsePolicy(max_density=1.0, backend="reference"))
+    kept = pi3x.predict(images, priors=priors, plan=everything, options=FP32)
+    _assert_same(kept, pi3x.predict(images, priors=priors, options=FP32))
+    assert kept.attention
+    assert all(stats.policy != "dense" and stats.density == 1.0 for stats in kept.attention)
