@@ -83,7 +83,7 @@ def test_a_row_holds_what_a_reader_needs(results: Path, capsys: pytest.CaptureFi
 def test_nothing_is_reported_when_a_backend_is_wrong(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(inputs: AttentionInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    def wrong(inputs: AttentionInputs) -> tuple[torch.Tensor, torch.Tensor | None]:
         out, lse = gather.run(inputs)
         return out * 1.001, lse
 

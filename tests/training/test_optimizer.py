@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,20 @@ from training.config import CONFIGS
 from training.network import make_network
 from training.optimizer import MixedOptimizer
 
-SETTINGS = {"learning_rate": 0.01, "hidden_rate": 4.0, "weight_decay": 0.1, "betas": (0.9, 0.98)}
+
+def optimizer_of(
+    named: dict[str, nn.Parameter],
+    kind: Literal["adamw", "muon"] = "muon",
+    weight_decay: float = 0.1,
+) -> MixedOptimizer:
+    return MixedOptimizer(
+        named,
+        kind=kind,
+        learning_rate=0.01,
+        hidden_rate=4.0,
+        weight_decay=weight_decay,
+        betas=(0.9, 0.98),
+    )
 
 
 def parameters() -> dict[str, nn.Parameter]:
@@ -32,7 +47,7 @@ def give_gradients(named: dict[str, nn.Parameter], seed: int) -> None:
 def test_muon_takes_the_matrices_inside_blocks_and_nothing_else() -> None:
     config = CONFIGS["cpu"]
     named = dict(make_network(config.model, 0, layer_scale=0.3).named_parameters())
-    optimizer = MixedOptimizer(named, kind="muon", **SETTINGS)
+    optimizer = optimizer_of(named)
     give_gradients(named, 0)
     optimizer.step()
     by_muon = {name for name, p in named.items() if "second" not in optimizer.moments(p)}
@@ -47,7 +62,7 @@ def test_muon_takes_the_matrices_inside_blocks_and_nothing_else() -> None:
 def test_a_step_of_muon_has_singular_values_that_are_alike() -> None:
     named = parameters()
     before = named["blocks.0.attn.qkv.weight"].detach().clone()
-    optimizer = MixedOptimizer(named, kind="muon", **(SETTINGS | {"weight_decay": 0.0}))
+    optimizer = optimizer_of(named, weight_decay=0.0)
     give_gradients(named, 0)
     optimizer.step()
     values = torch.linalg.svdvals(named["blocks.0.attn.qkv.weight"].detach() - before)
@@ -59,7 +74,7 @@ def test_a_step_of_muon_has_singular_values_that_are_alike() -> None:
 
 def test_adamw_alone_has_all() -> None:
     named = parameters()
-    optimizer = MixedOptimizer(named, kind="adamw", **SETTINGS)
+    optimizer = optimizer_of(named, "adamw")
     give_gradients(named, 0)
     optimizer.step()
     assert all(optimizer.moments(p).keys() == {"first", "second"} for p in named.values())
@@ -68,7 +83,7 @@ def test_adamw_alone_has_all() -> None:
 def test_rate_zero_moves_nothing() -> None:
     named = parameters()
     before = {name: p.detach().clone() for name, p in named.items()}
-    optimizer = MixedOptimizer(named, kind="muon", **SETTINGS)
+    optimizer = optimizer_of(named)
     optimizer.set_rate(0.0)
     give_gradients(named, 0)
     optimizer.step()
@@ -78,13 +93,13 @@ def test_rate_zero_moves_nothing() -> None:
 
 def test_it_goes_on_from_its_moments() -> None:
     straight, stopped = parameters(), parameters()
-    one = MixedOptimizer(straight, kind="muon", **SETTINGS)
-    other = MixedOptimizer(stopped, kind="muon", **SETTINGS)
+    one = optimizer_of(straight)
+    other = optimizer_of(stopped)
     for seed in (0, 1):
         for named, optimizer in ((straight, one), (stopped, other)):
             give_gradients(named, seed)
             optimizer.step()
-    resumed = MixedOptimizer(stopped, kind="muon", **SETTINGS)
+    resumed = optimizer_of(stopped)
     for parameter in stopped.values():
         moments = {name: moment.clone() for name, moment in other.moments(parameter).items()}
         resumed.restore(parameter, moments, 2)
@@ -98,5 +113,5 @@ def test_it_goes_on_from_its_moments() -> None:
 def test_an_old_torch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(ValueError, match=r"Muon needs torch 2\.9 or newer"):
-        MixedOptimizer(parameters(), kind="muon", **SETTINGS)
-    MixedOptimizer(parameters(), kind="adamw", **SETTINGS)
+        optimizer_of(parameters())
+    optimizer_of(parameters(), "adamw")

@@ -77,9 +77,9 @@ def run(inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
     out = out.transpose(1, 2).masked_fill(sees_none[..., None], 0.0)
     lse = lse.to(inputs.accumulate).masked_fill(sees_none, float("-inf"))
     if ragged is not None:
-        rest = gather.run(replace(inputs, block_map=ragged, coarse=None, needs_lse=True))
-        assert rest[1] is not None
-        out, lse = merge(out, lse, *rest)
+        rest, rest_lse = gather.run(replace(inputs, block_map=ragged, coarse=None, needs_lse=True))
+        assert rest_lse is not None
+        out, lse = merge(out, lse, rest, rest_lse)
     return add_coarse(inputs, out, lse)
 
 
