@@ -35,15 +35,11 @@ _logger = logging.getLogger(__name__)
 _MIN_PRIORS = 3
 """Positions that a similarity needs, by which pycolmap aligns a model with its priors."""
 
-_MAX_POINT_ITERATIONS = 4
+_MAX_POINT_ITERATIONS = 2
 """Of an adjustment that moves points alone, each of which is a small problem of its own."""
 
 _MIN_GAUGE = 2
 """Held poses that leave neither place nor scale of a scene open."""
-
-_MIN_THREADED_RESIDUALS = 10_000
-"""Smaller adjustments run in one thread. COLMAP's 50000 leaves a core idle for most of those here,
-each iteration of which takes many milliseconds."""
 
 _MAX_ITERATIONS = 100
 """Of one adjustment: COLMAP's default."""
@@ -349,7 +345,6 @@ def _adjustment_options(settings: Round, options: RefineOptions) -> Any:
     adjustment.print_summary = False
     ceres = adjustment.ceres
     ceres.use_gpu = False
-    ceres.min_num_residuals_for_cpu_multi_threading = _MIN_THREADED_RESIDUALS
     ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
     ceres.loss_function_scale = settings.robust_scale_px
     ceres.solver_options.num_threads = num_threads(options.match)

@@ -33,6 +33,9 @@ _MASKS = "masks"
 _PHOTOS_PER_THREAD = 8
 """Photos of one batch for each thread: more waste less time at its end, and take more space."""
 
+_MIN_BATCH = 32
+"""Photos of a batch at least, where there are few threads."""
+
 _TYPES: dict[FeatureName, str] = {"sift": "SIFT", "aliked": "ALIKED_N16ROT", "loma": "LOMA_B"}
 _MATCHERS: dict[FeatureName, str] = {
     "sift": "SIFT_BRUTEFORCE",
@@ -120,7 +123,7 @@ def _batches(
     frames: tuple[Frame, ...], options: MatchOptions, read: ReadRgb
 ) -> Iterator[tuple[Path, list[str]]]:
     """Yield scratch folders of photos and the names in them; the next is written meanwhile."""
-    size = _PHOTOS_PER_THREAD * num_threads(options)
+    size = max(_MIN_BATCH, _PHOTOS_PER_THREAD * num_threads(options))
     starts = range(0, len(frames), size)
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as pool:
 

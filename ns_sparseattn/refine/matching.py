@@ -26,6 +26,9 @@ _RATIO = 0.85
 """Largest ratio of the angles to the best and to the second best feature for a match that counts in
 the search for partners; looser than the 0.8 of SIFT matching, because few features are compared."""
 
+_MIN_SAMPLES = 30
+"""Of a pair's two-view geometry. COLMAP's 100 find the same matches in a sixth more time."""
+
 
 def match_pairs(database_path: Path, pairs: Iterable[Pair], options: MatchOptions) -> None:
     """Match pairs and verify them by two-view geometry; pairs already matched are left alone.
@@ -43,6 +46,8 @@ def match_pairs(database_path: Path, pairs: Iterable[Pair], options: MatchOption
     settings.use_gpu = uses_gpu(options)
     verification = pycolmap.TwoViewGeometryOptions()
     verification.ransac.random_seed = 0
+    # Most matches of photos that overlap are right, so that few samples reach the confidence.
+    verification.ransac.min_num_trials = _MIN_SAMPLES
     with tempfile.TemporaryDirectory() as folder:
         listing = Path(folder) / "pairs.txt"
         lines = (f"{working_name(first)} {working_name(second)}\n" for first, second in pairs)

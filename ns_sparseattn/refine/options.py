@@ -178,7 +178,7 @@ FAST_ROUNDS = (
         max_error_px=4.0,
         robust_scale_px=0.25,
         refine_distortion=True,
-        points_per_image=700,
+        points_per_image=500,
         tolerance=1e-6,
     ),
 )
