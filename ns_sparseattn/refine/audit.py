@@ -6,6 +6,7 @@ Axes: ``F`` frames.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -49,6 +50,10 @@ class ImageVerdict:
     """Median over its pairs."""
     component: int | None
     """Number of the component that it belongs to, the largest is 0; ``None`` outside all."""
+    part: int | None
+    """Number of the part that it belongs to, the largest is 0; ``None`` outside all. Parts are what
+    firm pairs connect: a component may fall into several, each right in itself, that do not fit
+    each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +79,17 @@ class Audit:
         return tuple(i for i, image in enumerate(self.images) if image.verdict in verdicts)
 
     @property
-    def good_share(self) -> float:
-        """Share of the images that are good."""
-        return len(self.indices("good")) / max(len(self.images), 1)
+    def num_confirmed(self) -> int:
+        """Good images in the largest part of their component, over all components."""
+        counts = Counter(
+            (image.component, image.part)
+            for image in self.images
+            if image.verdict == "good" and image.part is not None
+        )
+        largest: dict[int | None, int] = {}
+        for (component, _), count in counts.items():
+            largest[component] = max(largest.get(component, 0), count)
+        return sum(largest.values())
 
     @property
     def epipolar_error_px(self) -> float:
@@ -110,6 +123,15 @@ def audit_scene(scene: Scene, matches: Sequence[PairMatches], options: AuditOpti
         agrees[:] = True
     shares, contradicted = _agreeing_shares(checks, agrees, num_images, options)
     components = _components(checks, agrees, contradicted, num_images)
+    is_firm = np.array(
+        [
+            check.rotation_error_deg <= options.firm_rotation_deg
+            and check.epipolar_error_px <= options.epipolar_tolerance_px
+            for check in checks
+        ],
+        dtype=bool,
+    )
+    parts = _components(checks, is_firm | is_rotation_only, contradicted, num_images)
     images = tuple(
         _judge(
             index,
@@ -118,6 +140,7 @@ def audit_scene(scene: Scene, matches: Sequence[PairMatches], options: AuditOpti
             shares[index],
             index in contradicted,
             components[index],
+            parts[index],
             contradicted,
             options,
         )
@@ -250,11 +273,11 @@ def _agreeing_shares(
 
 def _components(
     checks: Sequence[PairCheck],
-    agrees: NDArray[np.bool_],
+    connects: NDArray[np.bool_],
     contradicted: set[int],
     num_images: int,
 ) -> list[int | None]:
-    """Number the groups that agreeing pairs connect, the largest first; ``None`` for loners."""
+    """Number the groups that some pairs connect, the largest first; ``None`` for loners."""
     parent = list(range(num_images))
 
     def root(index: int) -> int:
@@ -263,8 +286,8 @@ def _components(
             index = parent[index]
         return index
 
-    for check, is_agreeing in zip(checks, agrees, strict=True):
-        if is_agreeing and not {check.first, check.second} & contradicted:
+    for check, is_tie in zip(checks, connects, strict=True):
+        if is_tie and not {check.first, check.second} & contradicted:
             parent[root(check.first)] = root(check.second)
     members: dict[int, list[int]] = {}
     for index in range(num_images):
@@ -281,6 +304,7 @@ def _judge(
     share: float | None,
     is_contradicted: bool,
     component: int | None,
+    part: int | None,
     contradicted: set[int],
     options: AuditOptions,
 ) -> ImageVerdict:
@@ -304,6 +328,7 @@ def _judge(
         rotation_error_deg=_median([check.rotation_error_deg for check in counted]),
         epipolar_error_px=_median([check.epipolar_error_px for check in counted]),
         component=component,
+        part=part,
     )
 
 
@@ -323,10 +348,17 @@ def _reasons(
             "The photos show no parallax: the camera only turned. Rotations can be trusted, "
             "positions and depth cannot; take photos from different places.",
         )
-    num_good = sum(image.verdict == "good" and image.component == 0 for image in images)
-    if num_good >= options.min_trusted_share * len(images):
+    good = [image for image in images if image.verdict == "good" and image.component == 0]
+    parts = Counter(image.part for image in good if image.part is not None)
+    if max(parts.values(), default=0) >= options.min_trusted_share * len(images):
         return ()
     reasons = []
+    if len(parts) > 1:
+        sizes = sorted(parts.values(), reverse=True)
+        reasons.append(
+            f"The photos fall into {len(parts)} parts ({', '.join(map(str, sizes))} images) that "
+            "are each right in themselves but do not fit each other, though matches connect them."
+        )
     if num_components > 1:
         sizes = [sum(image.component == n for image in images) for n in range(num_components)]
         reasons.append(

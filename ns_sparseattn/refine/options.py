@@ -71,6 +71,11 @@ class AuditOptions:
     epipolar_tolerance_px: float = 4.0
     """Poses are good if the median match of a pair lies closer than this to its epipolar line,
     original pixels. COLMAP's threshold for inliers."""
+    firm_rotation_deg: float = 5.0
+    """A pair ties two images firmly if its poses are good and its relative rotation need not be
+    turned by more than this to explain the matches, degrees. After an adjustment right pairs are
+    right to a fraction of a degree; parts of a scene that do not fit each other were 9 and more
+    apart."""
     min_pair_matches: int = 15
     """Verified matches that make a pair count. COLMAP's default."""
     max_pair_weight: int = 200
@@ -102,6 +107,7 @@ class AuditOptions:
     def __post_init__(self) -> None:
         check_range("rotation_tolerance_deg", self.rotation_tolerance_deg, 0.1, 90.0)
         check_range("epipolar_tolerance_px", self.epipolar_tolerance_px, 0.01, 1_000.0)
+        check_range("firm_rotation_deg", self.firm_rotation_deg, 0.1, 90.0)
         check_range("min_pair_matches", self.min_pair_matches, 5, 100_000)
         check_range("max_pair_weight", self.max_pair_weight, 1, 1_000_000)
         check_range("max_checked_matches", self.max_checked_matches, 8, 1_000_000)

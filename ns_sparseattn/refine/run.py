@@ -294,8 +294,8 @@ class _Run:
         Unlike the verdict on the scene, this does not mind components that no match ties: no mapper
         joins what shares nothing.
         """
-        is_confirmed = attempt.audit.good_share >= self._options.audit.min_trusted_share
-        return is_confirmed and self._holds_together(attempt)
+        least = self._options.audit.min_trusted_share * len(self._frames)
+        return attempt.audit.num_confirmed >= least and self._holds_together(attempt)
 
     def _is_sound(self, attempt: _Attempt) -> bool:
         """Whether most images see triangulated points, by cameras like those predicted.
@@ -321,11 +321,17 @@ class _Run:
         return len(attempt.audit.indices("unmatched"))
 
     def _holds_together(self, attempt: _Attempt) -> bool:
-        """Whether an attempt is sound, and has no more groups than the matches leave."""
+        """Whether an attempt is sound, has no more groups than the matches leave, and fits.
+
+        It does not if many of its good images are in parts of their own.
+        """
         if not self._is_sound(attempt):
             return False
-        pairs = [(pair.first, pair.second) for pair in attempt.audit.pairs]
-        return attempt.audit.num_components <= _num_groups(pairs, len(self._frames))
+        audit = attempt.audit
+        pairs = [(pair.first, pair.second) for pair in audit.pairs]
+        num_good = len(audit.indices("good"))
+        fits = audit.num_confirmed >= self._options.audit.min_trusted_share * num_good
+        return fits and audit.num_components <= _num_groups(pairs, len(self._frames))
 
     def _attempts_mapped(self, *, may_contradict: bool) -> list[_Attempt]:
         """Adjust the mappers' models as if each were the prediction.
@@ -385,7 +391,7 @@ def _rank(attempt: _Attempt) -> tuple[bool, int, bool, float]:
     """Order attempts: any adjustment, confirmed images, the prediction, how well matches fit."""
     return (
         any(step.is_kept for step in attempt.steps),
-        len(attempt.audit.indices("good")),
+        attempt.audit.num_confirmed,
         attempt.source == "prediction",
         -attempt.audit.epipolar_error_px,
     )

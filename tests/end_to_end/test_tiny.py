@@ -11,6 +11,7 @@ import torch
 
 from ns_sparseattn.attention_report import AttentionReport
 from ns_sparseattn.demo_picture import draw_scene
+from ns_sparseattn.evaluate import evaluate, read_poses
 from ns_sparseattn.evaluate.pairs import pair_errors
 from ns_sparseattn.pipeline import AttentionOptions, ProcessOptions, WeightsOptions, process
 from ns_sparseattn.refine import RefineOptions
@@ -52,6 +53,25 @@ def test_photos_become_a_scene_that_matches_confirm(
     assert float(errors.direction_deg.nanmedian()) < 1.0
     draw_scene(result.scene, tmp_path / "scene.png")
     assert (tmp_path / "scene.png").stat().st_size > 20_000
+
+
+@pytest.mark.parametrize("name", ["synth_table", "tum_desk"])
+def test_real_photos_end_in_a_scene_that_is_right_or_not_trusted(
+    shared: Path, tmp_path: Path, name: str
+) -> None:
+    result = process(
+        ProcessOptions(
+            data=shared / "data" / name / "images",
+            output_dir=tmp_path / "scene",
+            weights=TINY,
+            refine=RefineOptions(accept_untrusted=True),
+        )
+    )
+    known = read_poses(shared / "data" / name / "gt")
+    pairs = evaluate(read_poses(tmp_path / "scene"), known).pairs
+    assert pairs.rotation.median_deg < 1.0 or not result.is_trusted
+    # What a matcher and a mapper make of these sets when they are told which photos to compare.
+    assert pairs.rotation.auc[5] > 0.9
 
 
 def test_its_attention_is_reported(room: tuple[SyntheticScene, Path], tmp_path: Path) -> None:

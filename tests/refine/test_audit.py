@@ -81,6 +81,32 @@ def test_two_places_in_one_folder_are_two_components(
     assert "2 groups" in audit.reasons[0]
 
 
+def test_parts_that_do_not_fit_each_other_are_no_scene_to_trust(
+    truth: Scene, make_matches: MakeMatches
+) -> None:
+    # Four and three images, each right in themselves, turned against each other by less than what
+    # would contradict them; most matches of each image are with its own part.
+    turn = torch.eye(4, dtype=torch.float64)
+    turn[:3, :3] = torch.from_numpy(rotation_about(np.array([0.0, 0.0, 1.0]), 12.0))
+    images = [
+        image if index < 4 else replace(image, cam_from_world=image.cam_from_world @ turn)
+        for index, image in enumerate(truth.images)
+    ]
+    scene = replace(truth, images=tuple(images))
+    matches = [
+        pair
+        for pair in make_matches(truth)
+        if (pair.first < 4) == (pair.second < 4) or pair.second == pair.first + 1
+    ]
+    audit = audit_scene(scene, matches, OPTIONS)
+    assert audit.num_components == 1
+    assert audit.names("contradicted", "unmatched") == ()
+    assert [image.part for image in audit.images] == [0] * 4 + [1] * 3
+    assert audit.num_confirmed == 4
+    assert not audit.is_trusted
+    assert audit.reasons[0].startswith("The photos fall into 2 parts (4, 3 images)")
+
+
 @pytest.mark.parametrize("focal_factor", [1.0, 1.1])
 def test_a_camera_that_only_turned_is_recognised(
     truth: Scene, make_matches: MakeMatches, focal_factor: float

@@ -54,8 +54,8 @@ def test_its_card_is_true(measured: Score, name: str, field: str) -> None:
 
 def test_it_has_learnt_geometry(measured: Score) -> None:
     # Far from chance: one pose for all views, and directions that are anywhere.
-    assert measured.rotation_auc_30 > measured.constant_rotation_auc_30 + _MARGIN
-    assert measured.direction_auc_30 > 0.15
+    assert measured.rotation_auc_30 > 0.6 - _MARGIN
+    assert measured.direction_auc_30 > 0.35
 
 
 def test_its_configuration_is_that_of_the_training() -> None:
