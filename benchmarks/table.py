@@ -17,6 +17,7 @@ from benchmarks.markdown import markdown, table
 from benchmarks.rows import read
 from ns_sparseattn.models.registry import MODELS
 from ns_sparseattn.models.weight_set import WeightSet
+from ns_sparseattn.options import DEFAULT_LONG_SIDE
 
 Rows = list[dict[str, Any]]
 
@@ -33,24 +34,30 @@ _TABLE = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end of table -->)", flags
 
 def process_table(rows: Rows) -> str:
     """The whole command with networks of the published size: memory, and time if measured alone."""
-    rows = [row for row in rows if row["weights"] == "seeded"]
+    models = list(MODELS)
+    # Rows from before there were other models name none.
+    rows = sorted(
+        (row for row in rows if row["weights"] == "seeded"),
+        key=lambda row: (models.index(row.get("model", "vggt")), row["photos"], row["arguments"]),
+    )
     lines = []
     for row in rows:
         kind = "dense" if row["mean_density"] == 1.0 else f"density {row['mean_density']:.2f}"
         width, height = row["photo_size"]
-        # Rows from before there were other models and shared machines name neither.
         is_shared = row.get("shared", False)
+        seen = re.search(r"--long-side (\d+)", row["arguments"])
         lines.append(
             (
                 MODELS[row.get("model", "vggt")].title,
                 f"{row['photos']}, {row['num_photos']} at {width} x {height}",
+                seen[1] if seen else str(DEFAULT_LONG_SIDE),
                 kind,
                 f"{row['peak_memory_gib']:.1f}",
                 "-" if is_shared else f"{row['total_s']:.0f}",
                 "-" if is_shared else f"{row['global_attention_s']:.0f}",
             )
         )
-    head = "model|photos|attention|peak GiB|total s|of it global attention s"
+    head = "model|photos|long side|attention|peak GiB|total s|of it global attention s"
     return markdown(head, lines, rows)
 
 
