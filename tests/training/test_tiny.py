@@ -65,10 +65,11 @@ def test_its_configuration_is_that_of_the_training() -> None:
     assert CPU.held_out == HeldOutConfig(sizes=CPU.held_out.sizes)
 
 
-def test_a_quarter_of_its_attention_is_nearly_as_good(held_out: list[Views]) -> None:
+def test_a_quarter_of_its_attention_keeps_most_of_its_poses(held_out: list[Views]) -> None:
     model, _ = load_vggt("tiny")
     few = [batch.take(torch.arange(16)) for batch in held_out]
     dense = score(model, few)
     balanced = score(model, few, plan=AttentionPlan.preset("tiny", "balanced"))
-    assert balanced.rotation_auc_30 == pytest.approx(dense.rotation_auc_30, abs=_MARGIN)
-    assert balanced.direction_auc_30 == pytest.approx(dense.direction_auc_30, abs=_MARGIN)
+    # Of eight views it costs 0.04 to 0.05 (docs/accuracy.md), of 24 and 64 nothing.
+    assert balanced.rotation_auc_30 > dense.rotation_auc_30 - 0.05 - _MARGIN
+    assert balanced.direction_auc_30 > dense.direction_auc_30 - 0.05 - _MARGIN
