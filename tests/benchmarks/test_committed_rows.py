@@ -79,3 +79,19 @@ def test_attention_of_the_whole_network_at_a_quarter_of_the_blocks() -> None:
         assert row["size"] == [392, 518]
         assert row["attention_speed_up"] >= 4.0
         assert row["total_speed_up"] > 1.0
+
+
+@pytest.mark.parametrize("model", ["pi3", "pi3x", "mapanything"])
+@pytest.mark.parametrize(
+    "photos", ["lund_door", "cyprus_arch", "lund_street", "berlin_dom", "tum_desk"]
+)
+def test_every_model_runs_on_photos_in_20_gib(model: str, photos: str) -> None:
+    found = [
+        row
+        for row in read("process")
+        if (row.get("model"), row["photos"], row["weights"]) == (model, photos, "seeded")
+    ]
+    is_dense = {row["mean_density"] == 1.0 for row in found}
+    assert is_dense == {True, False}
+    assert all(row["peak_memory_gib"] <= 20.0 for row in found)
+    assert all(row["num_points"] > 0 for row in found)
