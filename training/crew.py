@@ -78,3 +78,8 @@ def join(rank: int, size: int, meeting_point: Path) -> Crew:
         timeout=_PATIENCE,
     )
     return Crew(rank=rank, size=size)
+
+
+def leave() -> None:
+    """Part from the other processes; without it the end of a process may abort it."""
+    dist.destroy_process_group()

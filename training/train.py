@@ -17,7 +17,7 @@ import torch
 from torch.multiprocessing.spawn import spawn
 
 from training.config import CONFIGS
-from training.crew import ALONE, Crew, join
+from training.crew import ALONE, Crew, join, leave
 from training.schedule import Budget
 from training.trainer import Trainer
 
@@ -62,6 +62,7 @@ def _train_in_crew(
 ) -> None:
     crew = join(rank, args.processes, meeting_point)
     message = _train(args, crew, started)
+    leave()
     if crew.is_first:
         print(message)
 

@@ -37,6 +37,7 @@ def test_every_photo_of_every_batch_has_features(
     truth: Scene, frames: Frames, room: SyntheticScene, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("ns_sparseattn.refine.features._PHOTOS_PER_THREAD", 3)
+    monkeypatch.setattr("ns_sparseattn.refine.features._MIN_BATCH", 3)
     done = []
     create_database(tmp_path / "d.db", truth, calibrated=())
     extract_features(

@@ -30,12 +30,13 @@ def run_two(script: str, folder: Path) -> None:
     It finds `crew`, `folder` and `rank`.
     """
     start = (
-        "import sys\nfrom pathlib import Path\nimport torch\nfrom training.crew import join\n"
+        "import sys\nfrom pathlib import Path\nimport torch\n"
+        "from training.crew import join, leave\n"
         "torch.set_num_threads(1)\n"
         "rank, folder = int(sys.argv[1]), Path(sys.argv[2])\n"
         "crew = join(rank, 2, folder / 'meeting')\n"
     )
-    command = [sys.executable, "-c", start + script]
+    command = [sys.executable, "-c", start + script + "leave()\n"]
     processes = [
         subprocess.Popen([*command, str(rank), str(folder)], cwd=_ROOT) for rank in range(2)
     ]
