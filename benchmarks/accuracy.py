@@ -66,7 +66,7 @@ class Bench:
     """Scenes for each number of views."""
     densities: tuple[float, ...] = (0.5, 0.25, 0.1, 0.05, 0.02)
     """Shares of the key blocks to keep."""
-    blocks: tuple[int, ...] = (16, 64)
+    blocks: tuple[int, ...] = (4, 16, 64)
     """Tokens of a key block. Published results use 64, more than a photo of this network has."""
     min_blocks: int = 12
     """Block sizes of which a scene has fewer are left out: nothing is to choose among them."""
@@ -99,7 +99,7 @@ class Bench:
                 rows.append({**row, "machine": describe("cpu")})
                 _print(row)
         if self.save:
-            replace("accuracy", rows, ("views",))
+            replace("accuracy", rows, ("views", "kind", "block_k", "asked"))
             _document()
 
     def _plans(self, batch: Views, depth: int) -> Iterator[tuple[dict[str, Any], AttentionPlan]]:

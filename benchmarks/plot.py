@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.accuracy_tables import shown_block
 from benchmarks.machine import REPOSITORY
 from benchmarks.rows import read
 
@@ -118,7 +119,7 @@ _FIGURES: dict[str, Callable[[dict[str, Any]], float]] = {
 def draw_accuracy(rows: Rows, path: Path) -> None:
     """Draw poses, depth and kept mass of a trained network by density; a column for each views."""
     views = sorted({row["views"] for row in rows})
-    block = min(row["block_k"] for row in rows if row["block_k"])
+    block = shown_block(rows)
     figure, all_axes = plt.subplots(
         len(_FIGURES),
         len(views),
@@ -153,7 +154,7 @@ def draw_accuracy(rows: Rows, path: Path) -> None:
 def draw_layers(rows: Rows, path: Path) -> None:
     """Draw where dense attention looks and what a quarter of the blocks keeps, by layer."""
     views = sorted({row["views"] for row in rows})
-    block = min(row["block_k"] for row in rows if row["block_k"])
+    block = shown_block(rows)
     figure, all_axes = plt.subplots(
         1, len(views), figsize=(3.6 * len(views), 3.0), sharey=True, squeeze=False
     )
