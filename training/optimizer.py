@@ -20,7 +20,8 @@ class MixedOptimizer:
 
     Muon (K. Jordan et al. 2024, torch's implementation) makes all singular values of a matrix's
     step alike, so that directions which few examples speak of are learnt as fast as the rest.
-    Steps are scaled as in arXiv 2502.16982, so that one learning rate and weight decay serve both.
+    Steps are scaled as in arXiv 2502.16982, to the size of AdamW's at the same learning rate; these
+    matrices bear several times that (`hidden_rate`), and decay as much a step as all others.
 
     Args:
         parameters: All that is trained, by name.

@@ -27,7 +27,7 @@ _RATIO = 0.85
 the search for partners; looser than the 0.8 of SIFT matching, because few features are compared."""
 
 _MIN_SAMPLES = 30
-"""Of a pair's two-view geometry. COLMAP's 100 find the same matches in a sixth more time."""
+"""Of a pair's two-view geometry; COLMAP has 100. The confidence asked for is the same."""
 
 
 def match_pairs(database_path: Path, pairs: Iterable[Pair], options: MatchOptions) -> None:

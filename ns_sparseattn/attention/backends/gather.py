@@ -28,8 +28,8 @@ from .cpu_products import fast_products
 from .inputs import AttentionInputs
 
 _SCORES_PER_BATCH = {"cpu": 1 << 19, "cuda": 1 << 24}
-"""Scores held at once: 2 MiB in float32 on a CPU, where half of it costs 5 to 10 % more time and
-twice as much hardly less; 64 MiB on a GPU, where no other size was tried."""
+"""Scores held at once: 2 MiB in float32 on a CPU, where half of it is slower for bfloat16 and twice
+as much hardly faster; 64 MiB on a GPU, where no other size was tried."""
 
 
 def why_not(inputs: AttentionInputs) -> str | None:
